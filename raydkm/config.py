@@ -1,0 +1,172 @@
+"""Every parameter of a fit, declared, documented and validated once.
+
+The CLI's options, the YAML keys, the keyword arguments of :func:`raydkm.fit` and ``model.json`` all
+derive from the two models below: `FitConfig` holds what determines the result, `RunConfig` what only
+determines where and how fast it is computed.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from raydkm.errors import ConfigError
+
+_FRACTION_OF_TC = re.compile(r"(?P<fraction>[0-9.eE+-]+)\s*\*?\s*Tc")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FitConfig(_Frozen):
+    """What determines the result of a fit."""
+
+    clusters: int = Field(8, ge=1, description="Number of clusters K.")
+    objective: str = Field(
+        "sr-kmeans", description="Objective: kmeans, soft-kmeans or sr-kmeans (soft, regularised; the default)."
+    )
+    column: str | None = Field(
+        None, description="Feature column (list of numbers), or scalar columns joined as one vector: a,b,c."
+    )
+    weight: str | None = Field(None, description="Column of non-negative row weights.")
+    metric: Literal["euclidean", "cosine"] = Field(
+        "euclidean", description="euclidean, or cosine: every row is scaled to unit length first."
+    )
+    temperature: float | str = Field(
+        "auto",
+        description="Softness T: auto, a number (units of squared distance), or a fraction of the collapse "
+        "temperature such as 0.1Tc.",
+    )
+    lam: float | None = Field(
+        None, gt=0, description="The paper's regularisation lambda, in place of a temperature: T = lambda K."
+    )
+    balance: float = Field(
+        0.0, ge=0, le=1, description="Strength beta of the pull towards equal cluster sizes: 0 none, 1 exactly equal."
+    )
+    init: Literal["k-means||", "k-means++", "random", "array"] = Field(
+        "k-means||", description="Seeding: k-means||, k-means++, random, or array (initial prototypes given)."
+    )
+    n_init: int = Field(4, ge=1, description="Seeded restarts on the seeding sample; the best goes on to all rows.")
+    seed_rows: int | None = Field(
+        None, ge=1, description="Rows in the seeding sample (default: 32 K, at least 16384, at most all rows)."
+    )
+    max_steps: int = Field(300, ge=1, description="Most ADM steps.")
+    tol: float = Field(
+        1e-4, ge=0, description="Stop when the prototypes' squared shift falls to tol times the mean column variance."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="Matrix products: fp32; bf16 (hard steps: bf16 screening with an exact float32 recheck, same "
+        "labels; soft steps: bf16 prototype sums); auto: bf16 for hard steps where the processor has it, else fp32.",
+    )
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, name: str) -> str:
+        from raydkm.objectives import OBJECTIVES  # here, for `raydkm --help` need not import torch
+
+        if name not in OBJECTIVES:
+            raise ValueError(f"must be one of {', '.join(OBJECTIVES)}")
+        return name
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _readable_temperature(cls, value: Any) -> float | str:
+        if value == "auto":
+            return "auto"
+        if isinstance(value, str) and (match := _FRACTION_OF_TC.fullmatch(value.strip())):
+            fraction = _number(match["fraction"])
+            if fraction is not None and fraction > 0:
+                return f"{fraction:g}Tc"
+        elif (number := _number(value)) is not None and number > 0:
+            return number
+        raise ValueError("must be auto, a positive number, or a positive fraction of T_c such as 0.1Tc")
+
+    @model_validator(mode="after")
+    def _one_softness(self) -> FitConfig:
+        if self.lam is not None and self.temperature != "auto":
+            raise ValueError("give temperature or lam, not both: T = lam * clusters")
+        softness_given = self.lam is not None or self.temperature != "auto"
+        if self.objective == "kmeans" and self.balance == 0 and softness_given:
+            raise ValueError("kmeans has no temperature unless balance > 0; use soft-kmeans or sr-kmeans")
+        return self
+
+    def fraction_of_tc(self) -> float | None:
+        """The temperature as a fraction of T_c, or None where it is absolute or automatic."""
+        match = _FRACTION_OF_TC.fullmatch(str(self.temperature))
+        return float(match["fraction"]) if match else None
+
+
+class RunConfig(_Frozen):
+    """Where a fit or an assignment is computed; changes nothing in its result."""
+
+    engine: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        description="local: in this process; ray: on a Ray cluster; auto: ray for a ray.data.Dataset, with "
+        "--workers, or where a cluster is connected (RAY_ADDRESS), else local.",
+    )
+    workers: int | None = Field(None, ge=1, description="Ray Train workers (default: one a GPU, else one a node).")
+    threads: int | None = Field(None, ge=1, description="Threads of each worker (default: its CPUs).")
+    device: str = Field("auto", description="auto (GPU where there is one), cpu, cuda or cuda:N.")
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError("must be auto, cpu, cuda or cuda:N")
+        return device
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return None
+
+
+def configure(options: dict[str, Any]) -> tuple[FitConfig, RunConfig]:
+    """Sort `options` into the two configurations; raise `ConfigError` on an unknown or impossible one."""
+    run_names = RunConfig.model_fields
+    known = [*FitConfig.model_fields, *run_names]
+    for name in options:
+        if name not in known:
+            hint = get_close_matches(name, known, n=1)
+            raise ConfigError(
+                f"unknown configuration key '{name}'" + (f"; did you mean '{hint[0]}'?" if hint else "")
+            )
+    return (
+        _build(FitConfig, {k: v for k, v in options.items() if k not in run_names}),
+        _build(RunConfig, {k: v for k, v in options.items() if k in run_names}),
+    )
+
+
+def _build(model: type, values: dict[str, Any]) -> Any:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(e) for e in error.errors())) from None
+
+
+def _sentence(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    what = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {what} (got {error['input']!r})" if where else what
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read configuration keys from a YAML file: one flat mapping with the names of the CLI's options."""
+    import yaml
+
+    try:
+        loaded = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: expected a mapping of configuration keys, found {type(loaded).__name__}")
+    return {str(key).replace("-", "_"): value for key, value in loaded.items()}

@@ -1,0 +1,132 @@
+"""A set of Parquet files as one table of rows, numbered through in the files' sorted order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raydkm.data.columns import Block, Columns
+from raydkm.data.files import find_files
+from raydkm.errors import InputError
+
+#: Rows decoded at a time.
+READ_ROWS = 16_384
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+def schema_of(path: str) -> pa.Schema:
+    with _readable(path):
+        return pq.read_schema(path)
+
+
+def scan_file(path: str, columns: list[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield rows [start, stop) of a file, decoding only the row groups that hold them."""
+    with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
+        sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+        stop = sum(sizes) if stop is None else stop
+        groups, first, seen = [], 0, 0
+        for group, size in enumerate(sizes):
+            if seen < stop and seen + size > start:
+                groups.append(group)
+                first = seen if len(groups) == 1 else first
+            seen += size
+        for batch in file.iter_batches(READ_ROWS, row_groups=groups, columns=columns, use_threads=True):
+            keep_from, keep_to = max(start - first, 0), min(stop - first, len(batch))
+            if keep_from < keep_to:
+                yield batch.slice(keep_from, keep_to - keep_from)
+            first += len(batch)
+
+
+@dataclass(frozen=True)
+class ParquetTable:
+    """Files whose schemas agree, with their row counts read from the footers.
+
+    Parameters
+    ----------
+    files : tuple of str
+        Sorted.
+    counts : tuple of int
+        Rows of each file.
+    columns : Columns
+    unit : bool
+        Whether rows will be scaled to unit length, so that zero vectors are refused.
+    """
+
+    files: tuple[str, ...]
+    counts: tuple[int, ...]
+    columns: Columns
+    unit: bool = False
+
+    @classmethod
+    def open(
+        cls,
+        data: str | os.PathLike | Iterable[str | os.PathLike],
+        column: str | None,
+        weight: str | None = None,
+        *,
+        unit: bool = False,
+        dim: int | None = None,
+    ) -> ParquetTable:
+        """Read every footer and refuse what can be refused without reading rows.
+
+        `dim`, if given, is the dimension that the vectors must have.
+        """
+        files = find_files(data)
+        columns = Columns.named(column, weight, schema_of(files[0]).names)
+
+        def footer(path: str) -> tuple[int, int | None]:
+            with _readable(path):
+                metadata = pq.read_metadata(path)
+                schema = metadata.schema.to_arrow_schema()
+            return metadata.num_rows, columns.check(schema, path)
+
+        with ThreadPoolExecutor(min(16, len(files))) as pool:
+            footers = list(pool.map(footer, files))
+        known = [(path, width) for path, (_, width) in zip(files, footers, strict=True) if width is not None]
+        for path, width in known:
+            if width != (dim or known[0][1]):
+                other = f"{known[0][0]} has" if dim is None else "the model has"
+                raise InputError(f"{path}: column '{columns.label}' has {width} dimensions, {other} {dim or known[0][1]}")
+        if sum(count for count, _ in footers) == 0:
+            raise InputError(f"{files[0]}{' and the other files' if len(files) > 1 else ''}: no rows")
+        return cls(tuple(files), tuple(count for count, _ in footers), columns, unit)
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts)
+
+    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """Yield rows [start, stop) of the whole table, in order, checked."""
+        stop = self.rows if stop is None else stop
+        offset, dim = 0, None
+        for path, count in zip(self.files, self.counts, strict=True):
+            low, high = max(start - offset, 0), min(stop - offset, count)
+            offset += count
+            row = low
+            if low >= high:
+                continue
+            for batch in scan_file(path, self.columns.needed, low, high):
+                block = self.columns.extract(batch, path, row, unit=self.unit)
+                dim = dim or block.rows.shape[1]
+                if block.rows.shape[1] != dim:
+                    raise InputError(
+                        f"{path}: row {row}, column '{self.columns.label}': "
+                        f"{block.rows.shape[1]} numbers where the rows before have {dim}"
+                    )
+                yield block
+                row += len(batch)
+            if row != high:
+                raise InputError(f"{path}: {row - low} rows read where its footer promises {high - low}")

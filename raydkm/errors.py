@@ -1,0 +1,25 @@
+"""Every error that raydkm raises on purpose: a sentence that says what is wrong and what to do next."""
+
+
+class RaydkmError(Exception):
+    """Base of all of raydkm's own errors; the CLI prints it as one sentence and exits with 2."""
+
+
+class ConfigError(RaydkmError, ValueError):
+    """A parameter is unknown, out of range or contradicts another."""
+
+
+class InputError(RaydkmError, ValueError):
+    """The data cannot be used; the message names the file, the row or the column."""
+
+
+class ModelError(RaydkmError, ValueError):
+    """A model artefact is missing, damaged or of another schema version."""
+
+
+class OutputError(RaydkmError, OSError):
+    """The output place exists already or cannot be written."""
+
+
+class EngineError(RaydkmError, RuntimeError):
+    """A distributed run broke one of its promises (rows lost, ranks diverged, workers failed)."""

@@ -1,0 +1,47 @@
+"""A canonical batch: a fixed range of rows, read tile by tile in the coordinates of a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raydkm.ops.frame import Frame
+
+#: Rows in a canonical batch. Results depend on this number (in the last bits), so it is not a setting.
+BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Up to `BATCH_ROWS` rows as they are stored.
+
+    Parameters
+    ----------
+    first : int
+        Position of the first row among this worker's rows.
+    rows : Tensor (n, d), any numeric dtype
+    weight : Tensor (n,) of float64, or None for weights of 1
+    """
+
+    first: int
+    rows: Tensor
+    weight: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def weights(self) -> Tensor:
+        """(n,) float64."""
+        if self.weight is not None:
+            return self.weight
+        return torch.ones(len(self), dtype=torch.float64, device=self.rows.device)
+
+    def tiles(self, frame: Frame, columns: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (range in the batch, z) with z few enough rows that a tile × `columns` product stays in cache."""
+        size = min(1024, max(64, 2**19 // columns // 64 * 64))
+        for start in range(0, len(self), size):
+            where = slice(start, start + size)
+            yield where, frame(self.rows[where])

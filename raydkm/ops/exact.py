@@ -1,0 +1,99 @@
+"""Sums that are exact, and so the same in any order, for any number of workers and threads.
+
+Every addend is rounded once to a fixed-point grid of step 2^-e and added as int64. Integer addition is
+associative, hence the total does not depend on who added what when. The exponent follows from a bound of the
+total (so that int64 cannot overflow) and of one addend (so that rounding by a floating-point addition is
+exact, see `Grid.units`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+# Adding 1.5 * 2^52 to a float64 |x| < 2^51 rounds x to the nearest integer and leaves that integer in the
+# low bits of the sum: a rounding conversion to int64 in one vectorised addition.
+_MAGIC = 1.5 * 2.0**52
+_MAGIC_BITS = int.from_bytes(torch.tensor(_MAGIC, dtype=torch.float64).numpy().tobytes(), "little")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Multiples of 2**-exponent."""
+
+    exponent: int
+
+    @classmethod
+    def holding(cls, total: float, addend: float) -> Grid:
+        """The finest grid for sums bounded by `total` of addends bounded by `addend` (both in value)."""
+
+        def bits(bound: float) -> int:
+            return math.frexp(bound)[1] if bound > 0 else 0  # bound < 2**bits
+
+        return cls(min(61 - bits(total), 50 - bits(addend)))
+
+    def units(self, x: Tensor) -> Tensor:
+        """Round `x` (any float dtype) to the grid, as int64 multiples of the step, in a new tensor."""
+        scaled = x.to(torch.float64, copy=True).mul_(2.0**self.exponent).add_(_MAGIC)
+        return scaled.view(torch.int64).sub_(_MAGIC_BITS)
+
+    def value(self, units: Tensor) -> Tensor:
+        """The float64 value of int64 `units`."""
+        return units.to(torch.float64).mul_(2.0**-self.exponent)
+
+
+COUNT = Grid(0)  # whole numbers
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named statistic: its shape and the grid its sum lives on."""
+
+    name: str
+    shape: tuple[int, ...]
+    grid: Grid
+
+
+class Statistics:
+    """A monoid of named exact sums over one flat int64 buffer, which is all that workers exchange.
+
+    Parameters
+    ----------
+    fields : tuple of Field
+        What is summed.
+    buffer : Tensor of int64, optional
+        The sums; zero if not given.
+    """
+
+    def __init__(self, fields: tuple[Field, ...], buffer: Tensor | None = None, device: torch.device | None = None):
+        self.fields = fields
+        size = sum(prod(field.shape) for field in fields)
+        self.buffer = torch.zeros(size, dtype=torch.int64, device=device) if buffer is None else buffer
+        self._parts: dict[str, tuple[Tensor, Grid]] = {}
+        start = 0
+        for field in fields:
+            stop = start + prod(field.shape)
+            self._parts[field.name] = (self.buffer[start:stop].view(field.shape), field.grid)
+            start = stop
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(self.fields, self.buffer + other.buffer)
+
+    def add(self, name: str, x: Tensor | float) -> None:
+        """Round `x` to the field's grid and add it in place."""
+        part, grid = self._parts[name]
+        part += grid.units(torch.as_tensor(x, device=part.device))
+
+    def add_rows(self, name: str, index: Tensor, x: Tensor) -> None:
+        """Round every row of `x` (n, d) and add it to row ``index[i]`` of the field (K, d), in place."""
+        part, grid = self._parts[name]
+        part.index_add_(0, index, grid.units(x))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The value of a sum, float64."""
+        part, grid = self._parts[name]
+        return grid.value(part)

@@ -1,0 +1,49 @@
+"""The frame: the map from stored rows to the coordinates that all algorithms compute in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """z = normalise(x) - shift.
+
+    Distances do not depend on the shift, rounding errors do: with an origin amid the data, coordinates are as
+    small as they can be, and data far from zero lose nothing in float32.
+
+    Parameters
+    ----------
+    metric : {"euclidean", "cosine"}
+        With cosine, rows are scaled to unit length.
+    shift : Tensor (d,) of float64, holding float32 values
+        The origin, in normalised coordinates.
+    dtype : torch.dtype
+        Of z: float32, or float64 for reference computations.
+    """
+
+    metric: str
+    shift: Tensor
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def identity(cls, metric: str, dim: int, dtype: torch.dtype = torch.float32) -> Frame:
+        return cls(metric, torch.zeros(dim, dtype=torch.float64), dtype)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Rows as float32 (float64 where `x` is), of unit length if the metric is cosine."""
+        x = x.to(torch.float64 if x.dtype == torch.float64 or self.dtype == torch.float64 else torch.float32)
+        if self.metric == "cosine":
+            x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        return x
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n, d) of any numeric dtype → z (n, d) of `self.dtype`."""
+        x = self.normalise(x)
+        return x.sub(self.shift.to(x)).to(self.dtype)
+
+    def centred_at(self, origin: Tensor) -> Frame:
+        return replace(self, shift=origin.to(torch.float32).to(torch.float64))

@@ -1,0 +1,48 @@
+"""Scores: the one linear form behind nearest prototypes, posteriors and the FAISS index.
+
+    score_ik = z_i . theta_k + b_k,    b_k = -||theta_k||^2 / 2 + (T / 2) log s_k
+
+argmax_k score is the nearest prototype (s = 1) or the balanced assignment; logits = (2 / T) score differ from
+-||z_i - theta_k||^2 / T + log s_k by a constant of the row, which a softmax does not see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Prototypes with their biases, ready for products.
+
+    Parameters
+    ----------
+    prototypes : Tensor (K, d)
+    bias : Tensor (K,)
+    temperature : float
+        T, in units of squared distance; 0 for hard assignments.
+    """
+
+    prototypes: Tensor
+    bias: Tensor
+    temperature: float
+
+    @classmethod
+    def of(
+        cls, prototypes: Tensor, log_s: Tensor, temperature: float, dtype: torch.dtype, device: torch.device
+    ) -> Scores:
+        """From float64 prototypes (K, d) and log s (K,), rounded once to `dtype`."""
+        prototypes = prototypes.to(device=device, dtype=dtype)
+        exact = prototypes.to(torch.float64)
+        bias = exact.square().sum(1).mul_(-0.5).add_(log_s.to(device), alpha=temperature / 2)
+        return cls(prototypes, bias.to(dtype), temperature)
+
+    def __len__(self) -> int:
+        return len(self.prototypes)
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Scores (n, K) of z (n, d)."""
+        return torch.addmm(self.bias, z, self.prototypes.T)

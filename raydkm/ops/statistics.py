@@ -1,0 +1,93 @@
+"""What a worker adds up: the sufficient statistics of one pass, batch by batch.
+
+Each function returns a closure ``local(batch, into)`` that adds one canonical batch to the statistics `into`.
+Closures prepare what a whole pass shares (rounded prototypes, say) once and hold no state of their own, so any
+number of threads may call one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from raydkm.ops.batch import BATCH_ROWS, Batch
+from raydkm.ops.exact import COUNT, Field, Grid, Statistics
+from raydkm.ops.frame import Frame
+from raydkm.ops.hard import HardAssignment
+from raydkm.ops.scores import Scores
+from raydkm.ops.soft import SoftAssignment
+
+Local = Callable[[Batch, Statistics], None]
+
+ROWS = Field("rows", (), COUNT)  # every pass counts its rows
+
+
+def weighted_field(name: str, shape: tuple[int, ...], rows: int, max_weight: float, bound: float = 1.0) -> Field:
+    """A field for sums over rows of w_i x_i with |x_i| <= bound, w_i <= max_weight."""
+    most = max_weight * bound
+    return Field(name, shape, Grid.holding(total=rows * most, addend=min(rows, BATCH_ROWS) * most))
+
+
+def cluster_fields(clusters: int, dim: int, rows: int, max_weight: float, bound: float) -> tuple[Field, ...]:
+    """n_k = sum w q_ik, S_k = sum w q_ik z_i, H = -sum w q log q and the number of rows.
+
+    `bound` is a bound of every |z_ij|.
+    """
+    return (
+        weighted_field("counts", (clusters,), rows, max_weight),
+        weighted_field("sums", (clusters, dim), rows, max_weight, bound),
+        weighted_field("entropy", (), rows, max_weight, math.log(clusters) + 1),
+        ROWS,
+    )
+
+
+def hard_statistics(
+    scores: Scores, frame: Frame, *, screen: bool, on_labels: Callable[[int, Tensor], None] | None = None
+) -> Local:
+    """n and S for q_i = the indicator of argmax_k score_ik, rounded row by row.
+
+    `on_labels(first, labels)` is called with the labels of each tile and the position of its first row.
+    """
+    assign = HardAssignment(scores, screen=screen)
+
+    def local(batch: Batch, into: Statistics) -> None:
+        weight = batch.weights()
+        for where, z in batch.tiles(frame, len(scores)):
+            labels = assign(z)
+            into.add_rows("counts", labels, weight[where])
+            into.add_rows("sums", labels, z if batch.weight is None else z * weight[where, None])
+            if on_labels is not None:
+                on_labels(batch.first + where.start, labels)
+        into.add("rows", len(batch))
+
+    return local
+
+
+def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -> Local:
+    """n, S and H for q_i = softmax_k(2 score_ik / T), rounded batch by batch."""
+    assign = SoftAssignment(scores)
+
+    def local(batch: Batch, into: Statistics) -> None:
+        weight = batch.weights()
+        counts, sums = torch.zeros_like(scores.bias), torch.zeros_like(scores.prototypes)
+        entropy = torch.zeros((), dtype=torch.float64, device=weight.device)
+        for where, z in batch.tiles(frame, len(scores)):
+            posterior = assign(z)
+            factor = weight[where].to(z.dtype) / posterior.normaliser
+            unnormalised = posterior.exp_logits.T
+            weighted = z * factor[:, None]
+            if low_precision_sums:
+                sums += torch.mm(unnormalised.to(torch.bfloat16), weighted.to(torch.bfloat16))
+            else:
+                sums.addmm_(unnormalised, weighted)
+            counts.addmv_(unnormalised, factor)
+            entropy += torch.dot(weight[where], posterior.entropy.to(torch.float64))
+        into.add("counts", counts)
+        into.add("sums", sums)
+        into.add("entropy", entropy)
+        into.add("rows", len(batch))
+
+    return local

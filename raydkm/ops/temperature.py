@@ -1,0 +1,19 @@
+"""Temperatures: the collapse temperature T_c and the ways to state T."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: What temperature "auto" means, as a fraction of T_c.
+AUTO_FRACTION = 0.02
+
+
+def collapse_temperature(covariance: Tensor) -> float:
+    """T_c = 2 lambda_max(Cov z): soft k-means collapses to the global mean if and only if T > T_c.
+
+    Parameters
+    ----------
+    covariance : Tensor (d, d) of float64
+    """
+    return 2.0 * float(torch.linalg.eigvalsh(covariance.cpu())[-1])
