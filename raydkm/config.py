@@ -137,9 +137,7 @@ def configure(options: dict[str, Any]) -> tuple[FitConfig, RunConfig]:
     for name in options:
         if name not in known:
             hint = get_close_matches(name, known, n=1)
-            raise ConfigError(
-                f"unknown configuration key '{name}'" + (f"; did you mean '{hint[0]}'?" if hint else "")
-            )
+            raise ConfigError(f"unknown configuration key '{name}'" + (f"; did you mean '{hint[0]}'?" if hint else ""))
     return (
         _build(FitConfig, {k: v for k, v in options.items() if k not in run_names}),
         _build(RunConfig, {k: v for k, v in options.items() if k in run_names}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from raydkm.errors import InputError
@@ -22,7 +23,7 @@ def find_files(data: str | os.PathLike | Iterable[str | os.PathLike]) -> list[st
     for item in [data] if isinstance(data, str | os.PathLike) else data:
         found += _expand(os.fspath(item))
     real = sorted((os.path.realpath(path), path) for path in found)
-    for (one, first), (other, second) in zip(real, real[1:], strict=False):
+    for (one, first), (other, second) in pairwise(real):
         if one == other:
             raise InputError(f"{second} is named twice (also as {first}): every row must count once")
     if not real:

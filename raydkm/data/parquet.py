@@ -99,7 +99,9 @@ class ParquetTable:
         for path, width in known:
             if width != (dim or known[0][1]):
                 other = f"{known[0][0]} has" if dim is None else "the model has"
-                raise InputError(f"{path}: column '{columns.label}' has {width} dimensions, {other} {dim or known[0][1]}")
+                raise InputError(
+                    f"{path}: column '{columns.label}' has {width} dimensions, {other} {dim or known[0][1]}"
+                )
         if sum(count for count, _ in footers) == 0:
             raise InputError(f"{files[0]}{' and the other files' if len(files) > 1 else ''}: no rows")
         return cls(tuple(files), tuple(count for count, _ in footers), columns, unit)

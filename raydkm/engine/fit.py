@@ -27,7 +27,7 @@ from raydkm.ops.statistics import hard_statistics
 from raydkm.ops.temperature import AUTO_FRACTION, collapse_temperature
 
 #: Steps of each restart on the seeding sample, before the best is chosen.
-RESTART_STEPS = 30
+RESTART_STEPS = 10
 MIN_SEED_ROWS = 16_384
 SEED_ROWS_PER_CLUSTER = 32
 

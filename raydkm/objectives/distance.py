@@ -65,9 +65,7 @@ class DistanceObjective(Objective):
         self._device = device
         self.screen = precision == "bf16" or (precision == "auto" and has_bf16_units(device))
         self._low_precision_sums = precision == "bf16"
-        self.fields = cluster_fields(
-            clusters, len(moments.mean), moments.rows, moments.max_weight, moments.bound
-        )
+        self.fields = cluster_fields(clusters, len(moments.mean), moments.rows, moments.max_weight, moments.bound)
 
     @abstractmethod
     def loss(self, distortion: float, entropy: float, imbalance: float) -> float:

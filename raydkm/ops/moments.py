@@ -102,7 +102,7 @@ def moment_statistics(frame: Frame, *, covariance: bool) -> Local:
         weighted = z if batch.weight is None else z * weight[:, None].to(z.dtype)
         into.add("weight", weight.sum())
         into.add("first", weighted.sum(0, dtype=torch.float64))
-        into.add("square", torch.linalg.vecdot(weighted.double(), z.double()).sum())
+        into.add("square", torch.dot(weight, z.square().sum(1, dtype=torch.float64)))
         if covariance:
             into.add("second", weighted.T @ z)
         into.add("rows", len(batch))

@@ -22,6 +22,9 @@ from raydkm.ops.soft import SoftAssignment
 
 Local = Callable[[Batch, Statistics], None]
 
+#: Up to this many, rounding K x d sums once a batch costs less than rounding each row.
+FEW_PROTOTYPES = 256
+
 ROWS = Field("rows", (), COUNT)  # every pass counts its rows
 
 
@@ -47,20 +50,29 @@ def cluster_fields(clusters: int, dim: int, rows: int, max_weight: float, bound:
 def hard_statistics(
     scores: Scores, frame: Frame, *, screen: bool, on_labels: Callable[[int, Tensor], None] | None = None
 ) -> Local:
-    """n and S for q_i = the indicator of argmax_k score_ik, rounded row by row.
+    """n and S for q_i = the indicator of argmax_k score_ik.
 
+    S is rounded row by row; for few prototypes, where a sum over the batch costs less, batch by batch.
     `on_labels(first, labels)` is called with the labels of each tile and the position of its first row.
     """
     assign = HardAssignment(scores, screen=screen)
+    by_batch = len(scores) <= FEW_PROTOTYPES and scores.bias.device.type == "cpu"  # index_add_ is ordered there
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
+        sums = torch.zeros(scores.prototypes.shape if by_batch else (0,), dtype=torch.float64)
         for where, z in batch.tiles(frame, len(scores)):
             labels = assign(z)
+            weighted = z if batch.weight is None else z * weight[where, None]
             into.add_rows("counts", labels, weight[where])
-            into.add_rows("sums", labels, z if batch.weight is None else z * weight[where, None])
+            if by_batch:
+                sums.index_add_(0, labels, weighted.to(torch.float64))
+            else:
+                into.add_rows("sums", labels, weighted)
             if on_labels is not None:
                 on_labels(batch.first + where.start, labels)
+        if by_batch:
+            into.add("sums", sums)
         into.add("rows", len(batch))
 
     return local

@@ -1,0 +1,14 @@
+"""Fit a model on a Ray cluster; safe to submit again.
+
+    ray job submit --address http://HEAD:8265 --working-dir . -- \
+        python jobs/fit.py --data /data/embeddings --column embedding --clusters 1000 --out /models/m1
+
+Every other option of `raydkm fit` may follow; `raydkm fit --help` lists them.
+"""
+
+import sys
+
+from raydkm.cli import main
+
+if __name__ == "__main__":
+    main(["fit", *sys.argv[1:]])

@@ -1,0 +1,1 @@
+"""What jobs, the CLI and users call."""

@@ -1,0 +1,77 @@
+"""`raydkm.assign`: a model and Parquet files in, one Parquet file of assignments per input file out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from raydkm.api.fit import on_ray
+from raydkm.atomic import check_free, new_directory
+from raydkm.config import configure
+from raydkm.data.parquet import ParquetTable
+from raydkm.engine.assign import Assigner, AssignTask, assign_file
+from raydkm.engine.devices import device_of, threads_of
+from raydkm.model import Model, load
+
+
+def assign(
+    model: Model | str | os.PathLike,
+    data: str | os.PathLike | Iterable[str | os.PathLike],
+    *,
+    out: str | os.PathLike,
+    top: int | None = None,
+    keep: Sequence[str] = (),
+    column: str | None = None,
+    overwrite: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Assign every row of Parquet files to its cluster.
+
+    Parameters
+    ----------
+    model : Model or path
+    data : path or paths of Parquet files, directories or globs
+    out : path
+        Directory for the outputs; it appears when all of them are complete.
+    top : int, optional
+        Also write the `top` best clusters of each row and their posteriors.
+    keep : sequence of str
+        Input columns to copy.
+    column : str, optional
+        Feature column, if it is not called as in the fit.
+    overwrite : bool
+    **options
+        The fields of `raydkm.config.RunConfig`.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``files``, ``counts`` (rows of each cluster), ``seconds``, ``out``.
+    """
+    began = time.perf_counter()
+    _, run = configure(options)
+    check_free(out, overwrite=overwrite)
+    model = model if isinstance(model, Model) else load(model)
+    unit = model.config.metric == "cosine"
+    table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
+    with new_directory(out, overwrite=overwrite) as staging:
+        task = AssignTask(table, tuple(keep), top, str(staging.resolve()))
+        if on_ray(run):
+            from raydkm.engine.ray_assign import assign_on_ray
+
+            counts = assign_on_ray(model, task, run)
+        else:
+            assigner = Assigner(model, threads=threads_of(run, device_of(run)), top=top or 1)
+            pairs = zip(table.files, task.outputs(), strict=True)
+            counts = np.sum([assign_file(assigner, task, source, target) for source, target in pairs], axis=0)
+    return {
+        "rows": int(counts.sum()),
+        "files": len(table.files),
+        "counts": counts.tolist(),
+        "seconds": time.perf_counter() - began,
+        "out": str(out),
+    }

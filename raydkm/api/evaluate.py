@@ -1,0 +1,71 @@
+"""`raydkm.evaluate`: how a model's clusters agree with labels that no fit has read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raydkm.config import RunConfig
+from raydkm.data.columns import Columns
+from raydkm.data.parquet import ParquetTable, scan_file, schema_of
+from raydkm.engine.assign import Assigner
+from raydkm.engine.devices import device_of, threads_of
+from raydkm.errors import InputError
+from raydkm.model import Model, load
+from raydkm.ops.metrics import agreement
+
+
+def evaluate(
+    model: Model | str | os.PathLike,
+    data: str | os.PathLike | Iterable[str | os.PathLike],
+    *,
+    label: str,
+    column: str | None = None,
+) -> dict[str, Any]:
+    """Assign rows and compare with a label column.
+
+    Returns
+    -------
+    dict
+        ``rows``, ``acc`` (best one-to-one matching), ``nmi``, ``ari``, ``inertia``, ``sizes`` (rows of each
+        cluster), ``mean_entropy`` (nats).
+    """
+    model = model if isinstance(model, Model) else load(model)
+    unit = model.config.metric == "cosine"
+    table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
+    for path in table.files:
+        if label not in (names := schema_of(path).names):
+            raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(names)}")
+    run = RunConfig()
+    assigner = Assigner(model, threads=threads_of(run, device_of(run)))
+    columns = Columns(table.columns.features)
+    labels, clusters, inertia, entropy = [], [], 0.0, 0.0
+    for path in table.files:
+        row = 0
+        for batch in scan_file(path, list(dict.fromkeys([*columns.needed, label]))):
+            if batch[label].null_count:
+                raise InputError(f"{path}: column '{label}' has nulls in rows {row} to {row + len(batch)}")
+            result = assigner(columns.extract(batch, path, row, unit=unit).rows)
+            labels.append(_plain(batch[label]))
+            clusters.append(result.clusters[:, 0])
+            inertia += float(np.square(result.distance, dtype=np.float64).sum())
+            entropy += float(result.entropy.sum(dtype=np.float64))
+            row += len(batch)
+    found = np.concatenate(clusters)
+    return {
+        "rows": len(found),
+        **agreement(np.concatenate(labels), found),
+        "inertia": inertia,
+        "sizes": np.bincount(found, minlength=model.clusters).tolist(),
+        "mean_entropy": entropy / len(found),
+    }
+
+
+def _plain(labels: pa.Array) -> np.ndarray:
+    if isinstance(labels, pa.DictionaryArray):
+        labels = labels.dictionary_decode()
+    return labels.to_numpy(zero_copy_only=False)

@@ -1,0 +1,54 @@
+"""Assignment on Ray: Ray Data streams the list of files to a pool of actors that hold the model's index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from raydkm.config import RunConfig
+from raydkm.engine.assign import Assigner, AssignTask, assign_file
+from raydkm.engine.ray_train import connect
+from raydkm.errors import InputError, RaydkmError
+from raydkm.model import Model
+
+
+class _FileAssigner:
+    def __init__(self, model: Model, task: AssignTask, threads: int):
+        self._assigner = Assigner(model, threads=threads, top=task.top or 1)
+        self._task = task
+
+    def __call__(self, files: dict[str, NDArray]) -> dict[str, Any]:
+        [source], [target] = files["source"], files["target"]
+        try:
+            counts, refusal = assign_file(self._assigner, self._task, str(source), str(target)), ""
+        except RaydkmError as error:  # raised by the driver: one sentence instead of a task's traceback
+            counts, refusal = np.zeros(self._assigner.model.clusters, dtype=np.int64), str(error)
+        return {"counts": counts[None], "refusal": [refusal]}
+
+
+def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> NDArray[np.int64]:
+    """Assign all files of `task`; return the number of rows of each cluster."""
+    connect()
+    files = [{"source": s, "target": t} for s, t in zip(task.table.files, task.outputs(), strict=True)]
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    workers = min(run.workers or sum(node["Alive"] for node in ray.nodes()), len(files))
+    threads = run.threads or max(1, cpus // workers)
+    results = (
+        ray.data.from_items(files, override_num_blocks=len(files))
+        .map_batches(
+            _FileAssigner,
+            fn_constructor_args=(model, task, threads),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+            num_cpus=min(threads, cpus),
+        )
+        .take_all()
+    )
+    for result in results:
+        if result["refusal"]:
+            raise InputError(result["refusal"])
+    return np.sum([result["counts"] for result in results], axis=0)
