@@ -49,11 +49,12 @@ class FitConfig(_Frozen):
         0.0, ge=0, le=1, description="Strength beta of the pull towards equal cluster sizes: 0 none, 1 exactly equal."
     )
     init: Literal["k-means||", "k-means++", "random", "array"] = Field(
-        "k-means||", description="Seeding: k-means||, k-means++, random, or array (initial prototypes given)."
+        "k-means||",
+        description="Seeding: k-means||, k-means++, random, or the path of an .npy file of prototypes (K, d).",
     )
     n_init: int = Field(4, ge=1, description="Seeded restarts on the seeding sample; the best goes on to all rows.")
     seed_rows: int | None = Field(
-        None, ge=1, description="Rows in the seeding sample (default: 32 K, at least 16384, at most all rows)."
+        None, ge=1, description="Rows in the seeding sample (default: 32 K, at least 8192, at most all rows)."
     )
     max_steps: int = Field(300, ge=1, description="Most ADM steps.")
     tol: float = Field(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ from raydkm.model import Model
 if TYPE_CHECKING:
     import ray.data
 
-    Data = NDArray | Tensor | pa.Table | str | os.PathLike | Iterable[str | os.PathLike] | ray.data.Dataset
+    Data: TypeAlias = NDArray | Tensor | pa.Table | str | os.PathLike | Iterable[str | os.PathLike] | ray.data.Dataset
 
 
 def fit(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
 from raydkm.errors import InputError
@@ -106,15 +106,15 @@ class _Place:
         return f"{self.where}: row {self.first + index}, column '{self.column}'"
 
 
-def check_rows(rows: NDArray, place, *, unit: bool) -> None:
+def check_rows(rows: NDArray, place: Callable[[int], str], *, unit: bool) -> None:
     """Refuse NaN, infinities, values whose squares overflow float32 and, with `unit`, zero vectors.
 
     `place(i)` names row i in the message.
     """
     if rows.dtype.kind == "f":
-        tensor = torch.from_numpy(rows)
-        if not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).any(1).nonzero()[0, 0])
+        finite = _is_finite(rows)
+        if not finite.all():
+            bad = int((~finite).any(axis=1).argmax())
             kind = "NaN" if np.isnan(rows[bad]).any() else "an infinite value"
             raise InputError(f"{place(bad)}: {kind}; remove or impute such rows first")
         if rows.dtype.itemsize > 2 and rows.size and max(-rows.min(), rows.max()) > LARGEST:
@@ -126,7 +126,13 @@ def check_rows(rows: NDArray, place, *, unit: bool) -> None:
             raise InputError(f"{place(int(zero.argmax()))}: a zero vector has no direction (metric cosine)")
 
 
-def check_weight(weight: NDArray[np.float64], place) -> None:
+def _is_finite(rows: NDArray) -> NDArray[np.bool_]:
+    if rows.dtype == np.float16:  # by the exponent bits: NumPy's own test converts every value
+        return (rows.view(np.uint16) & 0x7C00) != 0x7C00
+    return np.isfinite(rows)
+
+
+def check_weight(weight: NDArray[np.float64], place: Callable[[int], str]) -> None:
     bad = ~(np.isfinite(weight) & (weight >= 0))
     if bad.any():
         index = int(bad.argmax())

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -96,11 +97,11 @@ class ParquetTable:
         with ThreadPoolExecutor(min(16, len(files))) as pool:
             footers = list(pool.map(footer, files))
         known = [(path, width) for path, (_, width) in zip(files, footers, strict=True) if width is not None]
-        for path, width in known:
-            if width != (dim or known[0][1]):
-                other = f"{known[0][0]} has" if dim is None else "the model has"
+        of_model = [("the model", dim)] if dim is not None else []
+        for (other, expected), (path, width) in pairwise([*of_model, *known]):
+            if width != expected:
                 raise InputError(
-                    f"{path}: column '{columns.label}' has {width} dimensions, {other} {dim or known[0][1]}"
+                    f"{path}: column '{columns.label}' has {width} dimensions where {other} has {expected}"
                 )
         if sum(count for count, _ in footers) == 0:
             raise InputError(f"{files[0]}{' and the other files' if len(files) > 1 else ''}: no rows")

@@ -55,12 +55,12 @@ class MemorySource:
         array = np.ascontiguousarray(array)
         check_rows(array, "row {}".format, unit=unit)
         if weight is None:
-            return cls(_tensor(array))
+            return cls(as_tensor(array))
         weight = np.asarray(weight, dtype=np.float64)
         if weight.shape != array.shape[:1]:
             raise InputError(f"{len(array)} rows but weights of shape {weight.shape}")
         check_weight(weight, "row {}".format)
-        return cls(_tensor(array), torch.from_numpy(weight))
+        return cls(as_tensor(array), torch.from_numpy(weight))
 
     @classmethod
     def from_blocks(cls, blocks: Iterable[Block], rows: int, dim: int = 0, total: int | None = None) -> MemorySource:
@@ -78,7 +78,7 @@ class MemorySource:
             if weight is not None:
                 weight[filled:after] = block.weight
             filled = after
-        return cls(_tensor(matrix[:filled]), None if weight is None else torch.from_numpy(weight[:filled]), total)
+        return cls(as_tensor(matrix[:filled]), None if weight is None else torch.from_numpy(weight[:filled]), total)
 
     def to(self, device: torch.device) -> MemorySource:
         weight = None if self._weight is None else self._weight.to(device)
@@ -109,5 +109,6 @@ class MemorySource:
         return rows, self._weight[positions.to(self._weight.device)].cpu()
 
 
-def _tensor(array: NDArray) -> Tensor:
+def as_tensor(array: NDArray) -> Tensor:
+    """Share the array's memory where it may be written to, else copy."""
     return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only memory

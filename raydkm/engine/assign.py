@@ -16,6 +16,7 @@ from torch import Tensor
 
 from raydkm.data.columns import Columns
 from raydkm.data.parquet import ParquetTable, scan_file, schema_of
+from raydkm.data.source import as_tensor
 from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
 from raydkm.ops.batch import Batch
@@ -63,7 +64,7 @@ class Assigner:
 
     def __call__(self, rows: NDArray) -> Assignment:
         """Assign rows (n, d) of any numeric dtype, which must be finite."""
-        tiles = Batch(0, torch.from_numpy(rows), None).tiles(self._frame, len(self._scores))
+        tiles = Batch(0, as_tensor(rows), None).tiles(self._frame, len(self._scores))
         parts = [self._tile(z) for _, z in tiles]
         return Assignment(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 

@@ -27,8 +27,8 @@ from raydkm.ops.statistics import hard_statistics
 from raydkm.ops.temperature import AUTO_FRACTION, collapse_temperature
 
 #: Steps of each restart on the seeding sample, before the best is chosen.
-RESTART_STEPS = 10
-MIN_SEED_ROWS = 16_384
+RESTART_STEPS = 20
+MIN_SEED_ROWS = 8_192
 SEED_ROWS_PER_CLUSTER = 32
 
 
@@ -194,7 +194,11 @@ def _seed(
     frame: Frame,
     objective: Callable[[Moments], DistanceObjective],
 ) -> tuple[State, dict[str, Any]]:
-    """Seed on the sample; of several restarts, each a short fit of the sample, return the best."""
+    """Seed on the sample; of several restarts, each a short fit of the sample, return the best.
+
+    The fit goes on from where the best restart has come to, or, where the sample is all there is, repeats it from
+    its beginning, so that the history tells the whole course.
+    """
     z, weight = frame(look.sample_rows), look.sample_weight
     clusters, seeds = config.clusters, SEEDINGS[config.init]
     if len(z) < clusters:
@@ -222,6 +226,7 @@ def _seed(
     best = min(objectives, key=lambda number: (objectives[number], number))
     [state] = [s for s in comm.all_gather(next((s for number, _, s in mine if number == best), None)) if s is not None]
     reached = [objectives[number] for number in range(config.n_init)]
+    state = drawn(best) if len(z) == look.extent.rows else state
     return state, {"init": config.init, "sample_rows": len(z), "restart_objectives": reached}
 
 

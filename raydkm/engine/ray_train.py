@@ -73,7 +73,16 @@ def row_ranges(rows: int, world_size: int) -> list[list[dict[str, int]]]:
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on this machine; keep one that is connected."""
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING, log_to_driver=True)
+        ray.init(logging_level=logging.WARNING)
+    quiet_ray_data()
+
+
+def quiet_ray_data() -> None:
+    """Silence Ray Data's own progress, which would tell of row ranges and file names, not of clustering."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def fit_on_ray(
@@ -96,7 +105,7 @@ def fit_on_ray(
             raise InputError("the data set has no rows")
     with tempfile.TemporaryDirectory(prefix="raydkm-") as storage:
         trainer = TorchTrainer(
-            _work,
+            _work,  # type: ignore[arg-type]
             train_loop_config=task,
             torch_config=TorchConfig(timeout_s=PROCESS_GROUP_TIMEOUT_S),
             scaling_config=scaling,
@@ -105,7 +114,7 @@ def fit_on_ray(
             run_config=ray.train.RunConfig(name="fit", storage_path=storage),
         )
         try:
-            outcome = trainer.fit().return_value
+            outcome = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
             raise EngineError(f"the Ray run failed: {error}") from error
     if isinstance(outcome, RaydkmError):
@@ -134,6 +143,7 @@ def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
     ray_device = ray.train.torch.get_device()
     device = ray_device if ray_device.type == "cuda" else device_of(run)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    quiet_ray_data()
     try:
         source = _ingest(task, comm).to(device)
         ingested = time.time()

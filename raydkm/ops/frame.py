@@ -42,8 +42,9 @@ class Frame:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, d) of any numeric dtype → z (n, d) of `self.dtype`."""
-        x = self.normalise(x)
-        return x.sub(self.shift.to(x)).to(self.dtype)
+        normal = self.normalise(x)
+        shift = self.shift.to(normal)
+        return (normal.sub(shift) if normal is x else normal.sub_(shift)).to(self.dtype)
 
     def centred_at(self, origin: Tensor) -> Frame:
         return replace(self, shift=origin.to(torch.float32).to(torch.float64))

@@ -59,7 +59,8 @@ class HardAssignment:
     def _error(self, z: Tensor, low: Tensor) -> Tensor:
         """Bound (n,) of |approximate - exact score| over all prototypes, by Cauchy-Schwarz.
 
-        With z' and theta' rounded to bf16: |z.theta - z'.theta'| <= ||z - z'|| max||theta|| + ||z'|| max||theta - theta'||.
+        With z' and theta' rounded to bf16,
+        |z.theta - z'.theta'| <= ||z - z'|| max||theta|| + ||z'|| max||theta - theta'||.
         The product is accumulated in float32 (d additions) and rounded to bf16 (2^-9 relative), the bias is added
         in float32; both constants are doubled for rounding in this bound itself.
         """

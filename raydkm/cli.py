@@ -1,0 +1,230 @@
+"""The command line: parse, call one function, print.
+
+Results go to stdout, progress and errors to stderr. Options that configure a fit derive from `raydkm.config`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from raydkm.config import FitConfig, RunConfig, read_yaml
+from raydkm.errors import RaydkmError
+
+app = typer.Typer(
+    name="raydkm",
+    help="Soft, regularised, balanced k-means for billions of vectors.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[list[str], typer.Argument(help="Parquet files, directories or globs.", show_default=False)]
+ModelPath = Annotated[Path, typer.Argument(help="Model directory.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+
+
+def with_options_of(*models: type[BaseModel]) -> Callable:
+    """Give a command one option for each field of `models`; those that are set arrive as ``options``."""
+
+    def decorate(command: Callable) -> Callable:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "options"]
+        fields = {name: field for model in models for name, field in model.model_fields.items()}
+        derived = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[
+                    _type_on_the_command_line(field.annotation) | None,
+                    typer.Option(f"--{name.replace('_', '-')}", help=_help(field), show_default=False),
+                ],
+            )
+            for name, field in fields.items()
+        ]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            options = {name: values.pop(name) for name in fields}
+            command(**values, options={name: value for name, value in options.items() if value is not None})
+
+        run.__signature__ = inspect.Signature([*own, *derived])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*own, *derived]}
+        return run
+
+    return decorate
+
+
+def _type_on_the_command_line(annotation: Any) -> Any:
+    """int or float for such a field (also an optional one); all else is text for the configuration to judge."""
+    kinds = set(get_args(annotation)) - {type(None)} or {annotation}
+    return kinds.pop() if kinds in ({int}, {float}) else str
+
+
+def _help(field: Any) -> str:
+    return f"{field.description} [default: {field.default}]" if field.default is not None else field.description
+
+
+@app.command(no_args_is_help=True)
+@with_options_of(FitConfig, RunConfig)
+def fit(
+    *,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Directory for the model.", show_default=False)],
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of options; those on the command line win.")
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    options: dict[str, Any],
+) -> None:
+    """Fit a model to the rows of Parquet files."""
+    from raydkm.api.fit import fit as fit_
+
+    options = {**(read_yaml(config) if config is not None else {}), **options}
+    model = fit_(data, out=out, overwrite=overwrite, **options)
+    summary = {"model": str(out), **_summary(model)}
+    _print(summary, as_json, title=f"Fitted {out}")
+
+
+@app.command(no_args_is_help=True)
+@with_options_of(RunConfig)
+def assign(
+    *,
+    model: ModelPath,
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", help="Directory for the assignments.", show_default=False)],
+    top: Annotated[int | None, typer.Option(help="Also write the M best clusters and posteriors.")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="Input column to copy; may be repeated, or a,b,c.")] = None,
+    column: Annotated[str | None, typer.Option(help="Feature column, if not called as in the fit.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    options: dict[str, Any],
+) -> None:
+    """Write cluster, distance, posterior and entropy of every row."""
+    from raydkm.api.assign import assign as assign_
+
+    kept = [name for item in keep or [] for name in item.split(",")]
+    summary = assign_(model, data, out=out, top=top, keep=kept, column=column, overwrite=overwrite, **options)
+    _print(summary, as_json, title=f"Assigned to {out}")
+
+
+@app.command(no_args_is_help=True)
+def evaluate(
+    model: ModelPath,
+    data: Data,
+    label: Annotated[str, typer.Option(help="Column of true labels.", show_default=False)],
+    column: Annotated[str | None, typer.Option(help="Feature column, if not called as in the fit.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare clusters with labels: ACC, NMI, ARI; inertia, sizes, entropy."""
+    from raydkm.api.evaluate import evaluate as evaluate_
+
+    _print(evaluate_(model, data, label=label, column=column), as_json, title=f"{model} against '{label}'")
+
+
+@app.command("inspect", no_args_is_help=True)
+def inspect_(model: ModelPath, as_json: Json = False) -> None:
+    """Show what a model is, how it was made, its clusters and its history."""
+    from raydkm.model import load
+
+    loaded = load(model)
+    summary = {
+        "model": str(model),
+        **_summary(loaded),
+        "config": loaded.config.model_dump(),
+        "record": loaded.record,
+        "counts": loaded.counts.tolist(),
+        "history": loaded.history,
+    }
+    if as_json:
+        _print(summary, as_json, title="")
+        return
+    _print(_summary(loaded) | loaded.record, False, title=str(model))
+    columns = ("step", "objective", "distortion", "posterior_entropy", "shift", "smallest", "largest", "seconds")
+    table = Table(*columns, title="History")
+    shown = loaded.history if len(loaded.history) <= 12 else [*loaded.history[:6], None, *loaded.history[-5:]]
+    for entry in shown:
+        table.add_row(*("…" if entry is None else _text(entry[name]) for name in columns))
+    Console().print(table)
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Option("--dir", help="Where to work; replaced if it exists.")] = Path("demo"),
+    workers: Annotated[int, typer.Option(min=1, help="Ray Train workers.")] = 2,
+    as_json: Json = False,
+) -> None:
+    """Run the whole path on real digits: Parquet shards, a fit on local Ray, evaluation, assignment."""
+    from raydkm.api.demo import demo as demo_
+
+    _print(demo_(directory, workers=workers), as_json, title="SR-K-means on scikit-learn's digits, on local Ray")
+
+
+def _summary(model: Any) -> dict[str, Any]:
+    record = model.record
+    return {
+        "objective": model.config.objective,
+        "rows": record["rows"],
+        "dim": model.dim,
+        "clusters": model.clusters,
+        "temperature": model.temperature,
+        "collapse_temperature": record["collapse_temperature"],
+        "steps": record["steps"],
+        "settled": record["settled"],
+        "loss": model.history[-1]["objective"],
+        "inertia": record["inertia"],
+        "smallest": float(model.counts.min()),
+        "largest": float(model.counts.max()),
+        "seconds": record["seconds"],
+    }
+
+
+def _print(values: dict[str, Any], as_json: bool, *, title: str) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(values, allow_nan=False) + "\n")
+        return
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in values.items():
+        table.add_row(name.replace("_", " "), _text(value))
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        shown = [_text(item) for item in value[:20]]
+        return ", ".join(shown) + (f", … ({len(value)})" if len(value) > 20 else "")
+    return str(value)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the CLI; errors that a user can mend end it with one sentence and exit code 2."""
+    handler = RichHandler(console=Console(stderr=True), show_level=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("raydkm").setLevel(logging.INFO)
+    try:
+        app(list(arguments) if arguments is not None else None)
+    except RaydkmError as error:
+        sys.stderr.write(f"raydkm: {error}\n")
+        if "--json" in (arguments if arguments is not None else sys.argv):
+            sys.stdout.write(json.dumps({"error": str(error), "kind": type(error).__name__}) + "\n")
+        raise SystemExit(2) from None
