@@ -1,7 +1,7 @@
-"""Fit a model on a Ray cluster; safe to submit again.
+"""Fit a model on a Ray cluster.
 
     ray job submit --address http://HEAD:8265 --working-dir . -- \
-        python jobs/fit.py --data /data/embeddings --column embedding --clusters 1000 --out /models/m1
+        python jobs/fit.py /data/embeddings --column embedding --clusters 1000 --out /models/m1
 
 Every other option of `raydkm fit` may follow; `raydkm fit --help` lists them.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
@@ -111,7 +112,7 @@ def fit_model(
     if is_dataset or (is_paths and on_ray(run)):
         from raydkm.engine.ray_train import fit_on_ray
 
-        rows = data if is_dataset else _parquet(data, config)
+        rows: Any = data if is_dataset else _parquet(data, config)
         fitted, labels = fit_on_ray(rows, config, run, start), None
     else:
         if run.engine == "ray":
@@ -141,7 +142,8 @@ def fit_model(
 def on_ray(run: RunConfig) -> bool:
     """Whether files are processed on Ray: see the description of `RunConfig.engine`."""
     if run.engine == "auto":
-        return run.workers is not None or "RAY_ADDRESS" in os.environ or "RAY_JOB_ID" in os.environ
+        ray = sys.modules.get("ray")
+        return run.workers is not None or "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized())
     if run.engine == "local" and run.workers is not None:
         raise ConfigError("workers: the local engine has threads, not workers; drop it or choose engine ray")
     return run.engine == "ray"

@@ -168,7 +168,7 @@ def _matrix(column: pa.Array, place: _Place) -> NDArray:
 def _scalars(column: pa.Array, place: _Place) -> NDArray:
     _refuse_null(column, place)
     kind = pa.float32() if column.type in (pa.float16(), pa.float32()) else pa.float64()
-    return column.cast(kind).to_numpy(zero_copy_only=False)
+    return column.cast(kind, safe=False).to_numpy(zero_copy_only=False)  # integers beyond 2^53 are rounded
 
 
 def _refuse_null(column: pa.Array, place: _Place) -> None:

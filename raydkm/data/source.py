@@ -52,7 +52,7 @@ class MemorySource:
             raise InputError(f"dtype {array.dtype}: features are floats or integers")
         if 0 in array.shape:
             raise InputError(f"an array of shape {array.shape} has no {'rows' if len(array) == 0 else 'features'}")
-        array = np.ascontiguousarray(array)
+        array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
         check_rows(array, "row {}".format, unit=unit)
         if weight is None:
             return cls(as_tensor(array))

@@ -57,8 +57,6 @@ class EveryRow(ray.train.DataConfig):
         if self._rows is not None:
             parts = [ray.data.from_items(part) for part in row_ranges(self._rows, world_size)]
             return [{"rows": part.iterator()} for part in parts]
-        if data.num_blocks() < 4 * world_size:
-            data = data.repartition(4 * world_size)  # whole blocks are handed out: a rank might get none
         parts = data.streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
         return [{"rows": part} for part in parts]
 
@@ -99,7 +97,11 @@ def fit_on_ray(
     else:
         columns = Columns.named(config.column, config.weight, data.schema().names)
         task["columns"] = columns
+        # Run the pipeline now, once, while no worker holds the CPUs that it needs. Whole blocks are handed out later:
+        # with few of them a rank might get none.
         rows, stream = None, data.select_columns(columns.needed).materialize()
+        if stream.num_blocks() < 4 * scaling.num_workers:
+            stream = stream.repartition(4 * scaling.num_workers).materialize()
         task["total"] = stream.count()
         if task["total"] == 0:
             raise InputError("the data set has no rows")

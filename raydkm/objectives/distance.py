@@ -92,7 +92,7 @@ class DistanceObjective(Objective):
         distortion = max(0.0, self._moments.square - float(counts @ means.square().sum(1))) / weight
         entropy = float(statistics["entropy"]) / weight
         prototypes = means.where(alive[:, None], self._beside_largest(counts, means))
-        shift = torch.linalg.vector_norm((means - state.prototypes)[alive]).item()
+        shift = torch.linalg.vector_norm(prototypes - state.prototypes).item()
 
         log_s, imbalance, residual = state.log_s, 0.0, 0.0
         kl = balance.divergence(counts)

@@ -34,7 +34,7 @@ class Grid:
         def bits(bound: float) -> int:
             return math.frexp(bound)[1] if bound > 0 else 0  # bound < 2**bits
 
-        return cls(min(61 - bits(total), 50 - bits(addend)))
+        return cls(min(61 - bits(total), 50 - bits(addend), 1000))  # 2^1024 is beyond float64
 
     def units(self, x: Tensor) -> Tensor:
         """Round `x` (any float dtype) to the grid, as int64 multiples of the step, in a new tensor."""
@@ -86,7 +86,8 @@ class Statistics:
     def add(self, name: str, x: Tensor | float) -> None:
         """Round `x` to the field's grid and add it in place."""
         part, grid = self._parts[name]
-        part += grid.units(torch.as_tensor(x, device=part.device))
+        x = x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
+        part += grid.units(x.to(part.device))
 
     def add_rows(self, name: str, index: Tensor, x: Tensor) -> None:
         """Round every row of `x` (n, d) and add it to row ``index[i]`` of the field (K, d), in place."""

@@ -61,13 +61,13 @@ class HardAssignment:
 
         With z' and theta' rounded to bf16,
         |z.theta - z'.theta'| <= ||z - z'|| max||theta|| + ||z'|| max||theta - theta'||.
-        The product is accumulated in float32 (d additions) and rounded to bf16 (2^-9 relative), the bias is added
+        The product is accumulated in float32 (d additions) and rounded to bf16 (2^-8 relative), the bias is added
         in float32; both constants are doubled for rounding in this bound itself.
         """
         rounded = low.float()
         norm = torch.linalg.vector_norm(rounded, dim=1)
         residual = torch.linalg.vector_norm(z - rounded, dim=1)
-        product = 2.0**-9 * 1.01 + 2.0**-22 * z.shape[1]
+        product = 2.0**-8 * 1.01 + 2.0**-22 * z.shape[1]
         return (
             residual.mul_(self._norm * 1.001)
             .add_(norm.mul_(self._rounding * 1.001 + product * (self._norm + self._rounding)))

@@ -58,7 +58,8 @@ def kmeans_parallel(z: Tensor, weight: Tensor, clusters: int, rng: Generator, ro
     owner = torch.zeros(len(z), dtype=torch.int64)
     candidates = picked
     for round_ in range(rounds + 1):
-        _keep_nearest(z, square, z[picked], len(candidates) - len(picked), nearest, owner)
+        if len(picked):  # a round may draw none, above all for few clusters
+            _keep_nearest(z, square, z[picked], len(candidates) - len(picked), nearest, owner)
         mass = weight * nearest
         total = float(mass.sum())
         if round_ == rounds or total == 0:

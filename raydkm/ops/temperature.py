@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 #: What temperature "auto" means, as a fraction of T_c.
-AUTO_FRACTION = 0.02
+AUTO_FRACTION = 0.1
 
 
 def collapse_temperature(covariance: Tensor) -> float:

@@ -1,0 +1,35 @@
+# make demo    install and run the whole path on real data
+# make test    install and run the whole suite
+# make check   what a developer runs all day: format, lint, types, import layers, unit tests
+# make bench   figures, beside scikit-learn
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test check bench clean
+
+install: .venv/installed
+
+# pip reads the pins from the environment too, so that build environments follow them
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "raydkm needs Python 3.10 or newer; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cpu,dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/raydkm demo
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit
+
+bench: install
+	$(BIN)/python benchmarks/digits.py
+
+clean:
+	rm -rf .venv demo build *.egg-info

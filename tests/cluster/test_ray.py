@@ -1,0 +1,156 @@
+"""The Ray engine gives what the local one gives: the same bits, the same refusals, the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+import torch
+
+import raydkm
+from raydkm.engine.ray_train import row_ranges
+from raydkm.errors import ConfigError, InputError
+from raydkm.ops.batch import BATCH_ROWS
+
+pytestmark = pytest.mark.timeout(120)
+
+ROWS, DIM = 3 * BATCH_ROWS + 100, 16
+
+
+@pytest.fixture(scope="module")
+def vectors() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(6, DIM)) * 4
+    return (centers[rng.integers(6, size=ROWS)] + rng.normal(size=(ROWS, DIM))).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def shards(vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files of unlike sizes and row groups, so that no file or row group ends where a batch does."""
+    place = tmp_path_factory.mktemp("shards")
+    weight = np.random.default_rng(1).uniform(0.5, 2, size=ROWS)
+    for number, rows in enumerate(np.split(np.arange(ROWS), [1000, 6001])):
+        table = pa.table(
+            {
+                "id": rows,
+                "z": pa.FixedSizeListArray.from_arrays(pa.array(vectors[rows].reshape(-1)), DIM),
+                "w": weight[rows],
+            }
+        )
+        pq.write_table(table, place / f"{number}.parquet", row_group_size=700)
+    return place
+
+
+OPTIONS = {
+    "kmeans": {"objective": "kmeans", "metric": "cosine"},
+    "sr-kmeans": {"objective": "sr-kmeans", "weight": "w"},
+    "balanced soft-kmeans": {"objective": "soft-kmeans", "balance": 0.5},
+}
+
+
+@pytest.mark.parametrize(("name", "workers"), [("kmeans", 1), ("sr-kmeans", 2), ("balanced soft-kmeans", 3)])
+def test_any_number_of_workers_gives_the_bits_of_the_local_engine(shards: Path, name: str, workers: int) -> None:
+    options = {"column": "z", "clusters": 6, "seed": 3, "max_steps": 15, **OPTIONS[name]}
+    local = raydkm.fit(shards, engine="local", **options)
+    on_ray = raydkm.fit(shards, engine="ray", workers=workers, **options)
+    assert on_ray.record["workers"] == workers
+    assert on_ray.checksum() == local.checksum()
+    assert [entry["objective"] for entry in on_ray.history] == [entry["objective"] for entry in local.history]
+    assert on_ray.record["fingerprint"] == local.record["fingerprint"]
+
+
+def test_a_data_set_is_fitted_on_every_row_and_agrees_with_its_files(shards: Path) -> None:
+    options = {"column": "z", "clusters": 6, "objective": "kmeans", "tol": 0, "weight": "w"}
+    local = raydkm.fit(shards, engine="local", **options)
+    data = ray.data.read_parquet(str(shards))
+    on_ray = raydkm.fit(data, workers=2, **options)
+    assert on_ray.record["rows"] == ROWS
+    assert on_ray.record["fingerprint"] == local.record["fingerprint"]
+    torch.testing.assert_close(on_ray.prototypes, local.prototypes, rtol=1e-6, atol=1e-6)
+
+
+def test_a_worker_without_rows_takes_part(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    pq.write_table(pa.table({"a": x[:, 0], "b": x[:, 1], "c": x[:, 2]}), tmp_path / "few.parquet")
+    options = {"column": "a,b,c", "clusters": 4}
+    local = raydkm.fit(tmp_path, engine="local", **options)
+    assert raydkm.fit(tmp_path, engine="ray", workers=2, **options).checksum() == local.checksum()
+
+
+def test_what_one_worker_refuses_is_refused_with_its_file_and_row(shards: Path, tmp_path: Path) -> None:
+    for path in shards.iterdir():
+        table = pq.read_table(path)
+        if path.name == "2.parquet":
+            values = table["z"].combine_chunks().flatten().to_numpy(zero_copy_only=False).copy()
+            values[4000 * DIM + 5] = np.nan
+            column = pa.FixedSizeListArray.from_arrays(pa.array(values), DIM)
+            table = table.set_column(1, "z", column)
+        pq.write_table(table, tmp_path / path.name)
+    out = tmp_path / "model"
+    with pytest.raises(InputError, match=r"2\.parquet: row 4000, column 'z': NaN"):
+        raydkm.fit(tmp_path, column="z", clusters=6, engine="ray", workers=2, out=out)
+    assert not out.exists()
+
+
+def test_more_workers_than_the_cluster_has_cpus_are_refused(shards: Path) -> None:
+    with pytest.raises(ConfigError, match="99 workers"):
+        raydkm.fit(shards, column="z", clusters=6, engine="ray", workers=99)
+
+
+def test_assignment_on_ray_writes_the_bytes_of_the_local_engine(shards: Path, tmp_path: Path) -> None:
+    model = raydkm.fit(shards, column="z", clusters=6, balance=0.3)
+    written = {}
+    for engine in ("local", "ray"):
+        out = tmp_path / engine
+        summary = raydkm.assign(model, shards, out=out, keep=["id"], top=2, engine=engine, threads=1)
+        assert summary["rows"] == ROWS
+        written[engine] = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+    assert list(written["local"]) == ["0.parquet", "1.parquet", "2.parquet"]
+    assert written["local"] == written["ray"]
+
+
+def test_assignment_on_ray_refuses_bad_rows_and_leaves_nothing(shards: Path, tmp_path: Path) -> None:
+    model = raydkm.fit(shards, column="z", clusters=6)
+    bad = tmp_path / "bad.parquet"
+    pq.write_table(pa.table({"z": pa.array([[1.0] * DIM, [float("inf")] * DIM])}), bad)
+    with pytest.raises(InputError, match=r"bad\.parquet: row 1, column 'z': an infinite value"):
+        raydkm.assign(model, [shards, bad], out=tmp_path / "out", engine="ray")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.parquet"]
+
+
+def test_row_ranges_cover_every_row_once_between_batches() -> None:
+    for rows in (1, BATCH_ROWS, 10 * BATCH_ROWS + 1):
+        for world_size in (1, 2, 3, 16):
+            ranges = [part for worker in row_ranges(rows, world_size) for part in worker]
+            assert len(ranges) == world_size
+            assert ranges[0]["start"] == 0
+            assert ranges[-1]["stop"] == rows
+            for left, right in zip(ranges, ranges[1:], strict=False):
+                assert left["stop"] == right["start"]
+                assert left["stop"] % BATCH_ROWS == 0 or left["stop"] == rows
+
+
+def test_the_jobs_fit_and_assign_on_the_connected_cluster(shards: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    jobs = Path(__file__).parents[2] / "jobs"
+
+    def job(*arguments: str) -> dict:
+        done = subprocess.run(
+            [sys.executable, *arguments, "--json"], env=environment, capture_output=True, text=True, check=True
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    model = str(tmp_path / "model")
+    fitted = job(str(jobs / "fit.py"), str(shards), "--column", "z", "--clusters", "6", "--out", model)
+    assert fitted["rows"] == ROWS
+    assert raydkm.load(model).record["engine"] == "ray"
+    assigned = job(str(jobs / "assign.py"), model, str(shards), "--out", str(tmp_path / "assigned"))
+    assert assigned["rows"] == ROWS
