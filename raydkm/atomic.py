@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raydkm.errors import OutputError
@@ -17,8 +17,8 @@ def check_free(out: str | os.PathLike, *, overwrite: bool) -> Path:
     path = Path(out)
     if (path.exists() or path.is_symlink()) and not overwrite:
         raise OutputError(f"{path} exists already; choose another place or pass overwrite (--overwrite)")
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is a file; the output is a directory")
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise OutputError(f"{path} is a {'link' if path.is_symlink() else 'file'}; the output is a directory")
     return path
 
 
@@ -30,6 +30,7 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
     """
     path = check_free(out, overwrite=overwrite)
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    new_parents = [parent for parent in staging.parents if not parent.exists()]
     try:
         staging.mkdir(parents=True)
     except OSError as error:
@@ -50,6 +51,9 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for parent in new_parents:
+            with suppress(OSError):  # it holds the output
+                parent.rmdir()
 
 
 def _flush(path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import BaseModel
+from rich import box
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
@@ -154,11 +155,11 @@ def inspect_(model: ModelPath, as_json: Json = False) -> None:
         _print(summary, as_json, title="")
         return
     _print(_summary(loaded) | loaded.record, False, title=str(model))
-    columns = ("step", "objective", "distortion", "posterior_entropy", "shift", "smallest", "largest", "seconds")
-    table = Table(*columns, title="History")
+    columns = ("step", "objective", "distortion", "posterior_entropy", "shift", "smallest", "largest")
+    table = Table(*(name.replace("_", "\n") for name in columns), title="History", box=box.SIMPLE_HEAD)
     shown = loaded.history if len(loaded.history) <= 12 else [*loaded.history[:6], None, *loaded.history[-5:]]
     for entry in shown:
-        table.add_row(*("…" if entry is None else _text(entry[name]) for name in columns))
+        table.add_row(*("…" if entry is None else _text(entry[name], digits=4) for name in columns))
     Console().print(table)
 
 
@@ -203,11 +204,11 @@ def _print(values: dict[str, Any], as_json: bool, *, title: str) -> None:
     Console().print(table)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, digits: int = 6) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.{digits}g}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {_text(inner)}" for name, inner in value.items())
     if isinstance(value, list):

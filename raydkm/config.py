@@ -7,6 +7,7 @@ determines where and how fast it is computed.
 
 from __future__ import annotations
 
+import math
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -126,9 +127,10 @@ class RunConfig(_Frozen):
 
 def _number(text: Any) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except (TypeError, ValueError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def configure(options: dict[str, Any]) -> tuple[FitConfig, RunConfig]:

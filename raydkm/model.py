@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def load(path: str | os.PathLike) -> Model:
         _check_shapes(model, place)
     except RaydkmError:
         raise
-    except (KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (LookupError, TypeError, ValueError, SafetensorError) as error:
         raise ModelError(f"{place}: damaged ({type(error).__name__}: {str(error).splitlines()[0]})") from None
     return model
 
@@ -179,5 +180,5 @@ def _check_shapes(model: Model, place: Path) -> None:
         tensor = getattr(model, name)
         if tuple(tensor.shape) != shape or not bool(tensor.isfinite().all()):
             raise ModelError(f"{place}: {name} of shape {tuple(tensor.shape)}; expected {shape}, all finite")
-    if model.temperature < 0 or (model.temperature == 0 and not model.hard):
+    if not 0 <= model.temperature < math.inf or (model.temperature == 0 and not model.hard):
         raise ModelError(f"{place}: temperature {model.temperature}")

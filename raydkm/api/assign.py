@@ -15,6 +15,7 @@ from raydkm.config import configure
 from raydkm.data.parquet import ParquetTable
 from raydkm.engine.assign import Assigner, AssignTask, assign_file
 from raydkm.engine.devices import device_of, threads_of
+from raydkm.errors import ConfigError
 from raydkm.model import Model, load
 
 
@@ -56,6 +57,8 @@ def assign(
     _, run = configure(options)
     check_free(out, overwrite=overwrite)
     model = model if isinstance(model, Model) else load(model)
+    if top is not None and not 1 <= top <= model.clusters:
+        raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
     unit = model.config.metric == "cosine"
     table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
     with new_directory(out, overwrite=overwrite) as staging:

@@ -107,7 +107,7 @@ class _Place:
 
 
 def check_rows(rows: NDArray, place: Callable[[int], str], *, unit: bool) -> None:
-    """Refuse NaN, infinities, values whose squares overflow float32 and, with `unit`, zero vectors.
+    """Refuse NaN, infinities, values whose squares overflow float32 and, with `unit`, vectors without a direction.
 
     `place(i)` names row i in the message.
     """
@@ -124,6 +124,10 @@ def check_rows(rows: NDArray, place: Callable[[int], str], *, unit: bool) -> Non
         zero = ~rows.any(axis=1)
         if zero.any():
             raise InputError(f"{place(int(zero.argmax()))}: a zero vector has no direction (metric cosine)")
+        if rows.dtype.kind == "f" and rows.dtype.itemsize > 2:
+            short = np.maximum(rows.max(axis=1), -rows.min(axis=1)) < 1e4 * np.sqrt(np.finfo(rows.dtype).tiny)
+            if short.any():
+                raise InputError(f"{place(int(short.argmax()))}: a vector so short that its square underflows; rescale")
 
 
 def _is_finite(rows: NDArray) -> NDArray[np.bool_]:

@@ -118,7 +118,7 @@ def fit_rows(
         history: list[dict[str, Any]] = []
 
         def record(step: int, terms: Terms, seconds: float) -> None:
-            history.append({"step": step, **terms.asdict(), "seconds": seconds})
+            history.append({"step": step + 1, **terms.asdict(), "seconds": seconds})
             if watch is not None:
                 watch(history[-1])
 

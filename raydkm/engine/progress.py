@@ -22,7 +22,7 @@ class StepLog:
             change = "" if self._last_objective is None else f" ({entry['objective'] - self._last_objective:+.3g})"
             logger.info(
                 "step %d: objective %.6g%s, shift %.3g, clusters %.6g to %.6g rows, %.3g s%s",
-                entry["step"] + 1,
+                entry["step"],
                 entry["objective"],
                 change,
                 entry["shift"],

@@ -89,7 +89,7 @@ def fit_on_ray(
     """Fit on the connected Ray cluster; the result is that of `fit_rows` on all rows."""
     began = time.time()
     connect()
-    scaling, cpus = _scaling(run)
+    workers, cpus, use_gpu = _resources(run)
     task: dict[str, Any] = {"config": config, "run": run, "start": start, "cpus": cpus, "submitted": began}
     if isinstance(data, ParquetTable):
         task["table"] = data
@@ -100,8 +100,8 @@ def fit_on_ray(
         # Run the pipeline now, once, while no worker holds the CPUs that it needs. Whole blocks are handed out later:
         # with few of them a rank might get none.
         rows, stream = None, data.select_columns(columns.needed).materialize()
-        if stream.num_blocks() < 4 * scaling.num_workers:
-            stream = stream.repartition(4 * scaling.num_workers).materialize()
+        if stream.num_blocks() < 4 * workers:
+            stream = stream.repartition(4 * workers).materialize()
         task["total"] = stream.count()
         if task["total"] == 0:
             raise InputError("the data set has no rows")
@@ -110,7 +110,9 @@ def fit_on_ray(
             _work,  # type: ignore[arg-type]
             train_loop_config=task,
             torch_config=TorchConfig(timeout_s=PROCESS_GROUP_TIMEOUT_S),
-            scaling_config=scaling,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}
+            ),
             datasets={"rows": stream},
             dataset_config=EveryRow(rows),
             run_config=ray.train.RunConfig(name="fit", storage_path=storage),
@@ -124,8 +126,8 @@ def fit_on_ray(
     return outcome
 
 
-def _scaling(run: RunConfig) -> tuple[ray.train.ScalingConfig, int]:
-    """Workers and the CPUs of each: one worker a GPU, else one a node, sharing out the nodes' CPUs."""
+def _resources(run: RunConfig) -> tuple[int, int, bool]:
+    """Number of workers, CPUs of each, and whether each has a GPU: one worker a GPU, else one a node."""
     total = ray.cluster_resources()
     cpus, gpus = int(total.get("CPU", 1)), int(total.get("GPU", 0))
     use_gpu = run.device != "cpu" and gpus > 0
@@ -135,8 +137,7 @@ def _scaling(run: RunConfig) -> tuple[ray.train.ScalingConfig, int]:
     workers = run.workers or (gpus if use_gpu else nodes)
     if workers > (gpus if use_gpu else cpus):
         raise ConfigError(f"{workers} workers, but the Ray cluster has {cpus} CPUs and {gpus} GPUs")
-    each = max(1, cpus // workers)
-    return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": each}), each
+    return workers, max(1, cpus // workers), use_gpu
 
 
 def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:

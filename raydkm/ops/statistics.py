@@ -89,13 +89,16 @@ def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -
         for where, z in batch.tiles(frame, len(scores)):
             posterior = assign(z)
             factor = weight[where].to(z.dtype) / posterior.normaliser
-            unnormalised = posterior.exp_logits.T
-            weighted = z * factor[:, None]
-            if low_precision_sums:
-                sums += torch.mm(unnormalised.to(torch.bfloat16), weighted.to(torch.bfloat16))
+            q = posterior.exp_logits
+            counts.addmv_(q.T, factor)
+            if q.shape[1] < z.shape[1]:  # normalise the smaller operand
+                q.mul_(factor[:, None])
             else:
-                sums.addmm_(unnormalised, weighted)
-            counts.addmv_(unnormalised, factor)
+                z = z * factor[:, None]
+            if low_precision_sums:
+                sums += torch.mm(q.T.to(torch.bfloat16), z.to(torch.bfloat16))
+            else:
+                sums.addmm_(q.T, z)
             entropy += torch.dot(weight[where], posterior.entropy.to(torch.float64))
         into.add("counts", counts)
         into.add("sums", sums)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -133,7 +134,7 @@ def test_row_ranges_cover_every_row_once_between_batches() -> None:
             assert len(ranges) == world_size
             assert ranges[0]["start"] == 0
             assert ranges[-1]["stop"] == rows
-            for left, right in zip(ranges, ranges[1:], strict=False):
+            for left, right in pairwise(ranges):
                 assert left["stop"] == right["start"]
                 assert left["stop"] % BATCH_ROWS == 0 or left["stop"] == rows
 

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+import raydkm
+from raydkm.errors import InputError
+from raydkm.model import Model
+from raydkm.ops.metrics import clustering_accuracy
+
+
+@pytest.fixture(scope="module")
+def model(digits: Path) -> Model:
+    return raydkm.fit(digits, column="pixels", clusters=10)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**31), labels=st.integers(1, 4), clusters=st.integers(1, 5))
+def test_accuracy_is_that_of_the_best_matching(seed: int, labels: int, clusters: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth, found = rng.integers(labels, size=30), rng.integers(clusters, size=30)
+    most = max(labels, clusters)
+    best = max(float(np.mean(truth == np.array(order)[found])) for order in permutations(range(most)))
+    assert clustering_accuracy(truth, found) == pytest.approx(best)
+
+
+def test_figures_are_those_of_the_assignments(model: Model, digits: Path, tmp_path: Path) -> None:
+    scores = raydkm.evaluate(model, digits, label="label")
+    raydkm.assign(model, digits, out=tmp_path / "out", keep=["label"])
+    found = pq.read_table(tmp_path / "out").to_pandas()
+    assert scores["rows"] == 1797
+    assert scores["nmi"] == pytest.approx(normalized_mutual_info_score(found["label"], found["cluster"]))
+    assert scores["ari"] == pytest.approx(adjusted_rand_score(found["label"], found["cluster"]))
+    assert scores["inertia"] == pytest.approx((found["distance"].astype(float) ** 2).sum())
+    assert scores["mean_entropy"] == pytest.approx(found["entropy"].astype(float).mean(), rel=1e-5)
+    assert scores["sizes"] == np.bincount(found["cluster"], minlength=10).tolist()
+    assert scores["acc"] > 0.6
+    assert scores["inertia"] == pytest.approx(model.record["inertia"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string(), pa.dictionary(pa.int8(), pa.string()), pa.bool_()])
+def test_labels_of_any_type_serve(tmp_path: Path, kind: pa.DataType) -> None:
+    x = np.repeat(np.array([[0.0, 0.0], [9.0, 9.0]], dtype=np.float32), 20, axis=0)
+    column = pa.array(["0"] * 20 + ["1"] * 20).cast(kind) if kind != pa.bool_() else pa.array([False, True] * 20).sort()
+    table = pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 2), "label": column})
+    pq.write_table(table, tmp_path / "x.parquet")
+    model = raydkm.fit(tmp_path / "x.parquet", column="x", clusters=2)
+    scores = raydkm.evaluate(model, tmp_path / "x.parquet", label="label")
+    assert (scores["acc"], scores["nmi"], scores["ari"]) == pytest.approx((1, 1, 1))
+
+
+def test_a_missing_label_column_is_refused_by_file(model: Model, digits: Path) -> None:
+    with pytest.raises(InputError, match=r"digits-00.*: no label column 'class'; there are: id, pixels, label"):
+        raydkm.evaluate(model, digits, label="class")
+
+
+def test_labels_with_nulls_are_refused_by_file_and_column(tmp_path: Path, write, blobs) -> None:
+    x, _ = blobs(rows=4)
+    path = write(tmp_path / "x.parquet", x=x, label=[1, 0, None, 1])
+    model = raydkm.fit(path, column="x", clusters=2)
+    with pytest.raises(InputError, match=r"x\.parquet: column 'label' has nulls"):
+        raydkm.evaluate(model, path, label="label")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raydkm.data.files import find_files
+from raydkm.errors import InputError
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in ("b/2.parquet", "b/1.parquet", "a/3.parquet", "a/note.txt", "_meta/4.parquet", ".x/5.parquet"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "_6.parquet").touch()
+    return tmp_path
+
+
+def names(files: list[str], root: Path) -> list[str]:
+    return [str(Path(file).relative_to(root)) for file in files]
+
+
+def test_a_directory_means_its_visible_parquet_files_sorted(tree: Path) -> None:
+    assert names(find_files(tree), tree) == ["a/3.parquet", "b/1.parquet", "b/2.parquet"]
+
+
+def test_files_directories_and_globs_mix_and_their_order_does_not_matter(tree: Path) -> None:
+    items = [tree / "a", f"{tree}/b/*.parquet"]
+    assert find_files(items) == find_files(items[::-1]) == find_files(tree)
+    assert find_files(f"{tree}/[ab]/**/[0-9].parquet") == find_files(tree)
+    assert names(find_files(tree / "b" / "1.parquet"), tree) == ["b/1.parquet"]
+
+
+def test_a_hidden_directory_may_be_named_itself(tree: Path) -> None:
+    assert names(find_files(tree / "_meta"), tree) == ["_meta/4.parquet"]
+
+
+@pytest.mark.parametrize("again", ["a/3.parquet", "a", "a/../a/3.parquet", "*/3.parquet", "link.parquet"])
+def test_a_file_named_twice_is_refused(tree: Path, again: str) -> None:
+    (tree / "link.parquet").symlink_to(tree / "a" / "3.parquet")
+    with pytest.raises(InputError, match=r"3\.parquet.* named twice|named twice .*3\.parquet"):
+        find_files([tree / "a" / "3.parquet", f"{tree}/{again}"])
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [("none.parquet", "no such file or directory$"), ("b/9*.parquet", "and no match"), (".", "no .* files in this")],
+)
+def test_what_matches_nothing_is_refused_by_name(tmp_path: Path, item: str, told: str) -> None:
+    with pytest.raises(InputError, match=told) as refusal:
+        find_files(tmp_path / item)
+    assert str(tmp_path) in str(refusal.value)
+
+
+def test_no_data_at_all_is_refused() -> None:
+    with pytest.raises(InputError, match="no input"):
+        find_files([])

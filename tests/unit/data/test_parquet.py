@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raydkm.data.parquet import READ_ROWS, ParquetTable, scan_file
+from raydkm.errors import InputError
+
+TOTAL = 47
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory, write) -> Path:
+    """Rows 0 ... 46, each its own number, in three files with row groups of five (one of the files is empty)."""
+    directory = tmp_path_factory.mktemp("shards")
+    numbers = np.arange(TOTAL, dtype=np.float32)
+    for name, start, stop in (("a", 0, 20), ("b", 20, 20), ("c", 20, TOTAL)):
+        part = numbers[start:stop]
+        write(directory / f"{name}.parquet", row_group_size=5, x=np.stack([part, -part], axis=1), w=part)
+    return directory
+
+
+def joined(table: ParquetTable, start: int = 0, stop: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    blocks = list(table.read(start, stop))
+    rows = [np.empty((0, 2)), *(block.rows for block in blocks)]
+    return np.concatenate(rows), np.concatenate([np.empty(0), *(block.weight for block in blocks)])
+
+
+@settings(max_examples=40)
+@given(st.integers(0, TOTAL), st.integers(0, TOTAL))
+def test_any_range_of_rows_is_read_across_files_and_row_groups(shards: Path, start: int, stop: int) -> None:
+    rows, weight = joined(ParquetTable.open(shards, "x", "w"), start, stop)
+    expected = np.arange(start, max(start, stop))
+    np.testing.assert_array_equal(rows[:, 0], expected)
+    np.testing.assert_array_equal(rows[:, 1], -expected)
+    np.testing.assert_array_equal(weight, expected)
+
+
+def test_counts_come_from_the_footers_in_sorted_order(shards: Path) -> None:
+    table = ParquetTable.open(sorted(shards.iterdir(), reverse=True), "x")
+    assert table.counts == (20, 0, 27)
+    assert table.rows == TOTAL
+    assert [Path(file).stem for file in table.files] == ["a", "b", "c"]
+
+
+def test_rows_beyond_one_decoded_batch_keep_their_order(tmp_path: Path, write) -> None:
+    x = np.arange(2 * READ_ROWS + 10, dtype=np.float32)[:, None]
+    path = write(tmp_path / "x.parquet", x=x, row_group_size=READ_ROWS + 7)
+    found = np.concatenate([b.rows for b in ParquetTable.open(path, "x").read(5, len(x) - 3)])
+    np.testing.assert_array_equal(found, x[5:-3])
+
+
+def test_only_the_named_columns_are_decoded(shards: Path) -> None:
+    batch = next(scan_file(str(shards / "a.parquet"), ["w"]))
+    assert batch.schema.names == ["w"]
+
+
+@pytest.mark.parametrize("column", [pa.list_(pa.float32()), pa.large_list(pa.float64()), pa.list_(pa.float16(), 2)])
+def test_list_types_survive_parquet(tmp_path: Path, column: pa.DataType) -> None:
+    pq.write_table(pa.table({"x": pa.array([[1, 2], [3, 4]], column)}), tmp_path / "x.parquet")
+    [block] = ParquetTable.open(tmp_path, "x").read()
+    np.testing.assert_array_equal(block.rows, [[1, 2], [3, 4]])
+
+
+def test_a_fixed_shape_tensor_column_survives_parquet(tmp_path: Path) -> None:
+    x = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(x)
+    pq.write_table(pa.table({"x": column}), tmp_path / "x.parquet", row_group_size=1)
+    table = ParquetTable.open(tmp_path, "x", dim=6)
+    np.testing.assert_array_equal(np.concatenate([b.rows for b in table.read()]), x.reshape(2, 6))
+
+
+def test_scalar_columns_make_a_vector(tmp_path: Path, write) -> None:
+    path = write(tmp_path / "x.parquet", b=[3.0, 4.0], a=[1, 2])
+    [block] = ParquetTable.open(path, "a,b").read()
+    np.testing.assert_array_equal(block.rows, [[1, 3], [2, 4]])
+
+
+def test_a_null_is_named_by_its_row_in_its_own_file(tmp_path: Path, write) -> None:
+    good = [[1.0, 2.0]] * 8
+    write(tmp_path / "a.parquet", x=good)
+    write(tmp_path / "b.parquet", x=[*good[:6], None, good[0]], row_group_size=4)
+    with pytest.raises(InputError, match=r"b\.parquet: row 6, column 'x': null"):
+        list(ParquetTable.open(tmp_path, "x").read())
+    with pytest.raises(InputError, match=r"b\.parquet: row 6, column 'x': null"):
+        list(ParquetTable.open(tmp_path, "x").read(13, 16))  # as another worker would read it
+
+
+def test_a_bad_weight_in_a_later_file_is_named_by_row_and_column(tmp_path: Path, write) -> None:
+    write(tmp_path / "a.parquet", x=[[1.0], [2.0]], w=[1.0, 1.0])
+    write(tmp_path / "b.parquet", x=[[1.0], [2.0]], w=[1.0, -2.0])
+    with pytest.raises(InputError, match=r"b\.parquet: row 1, column 'w': weight -2"):
+        list(ParquetTable.open(tmp_path, "x", "w").read())
+
+
+def test_a_vector_of_another_length_in_a_later_file_or_row_group_is_named(tmp_path: Path, write) -> None:
+    write(tmp_path / "a.parquet", x=[[1.0, 2.0]] * 3)
+    write(tmp_path / "b.parquet", x=[[1.0, 2.0, 3.0]] * 3)
+    with pytest.raises(InputError, match=r"b\.parquet: row 0, column 'x': 3 numbers where the rows before have 2"):
+        list(ParquetTable.open(tmp_path, "x").read())
+    path = write(tmp_path / "c.parquet", x=[[1.0]] * 4 + [[1.0, 2.0]] * 4, row_group_size=4)
+    with pytest.raises(InputError, match=r"c\.parquet: row 4, column 'x': 2 numbers"):
+        list(ParquetTable.open(path, "x").read())
+
+
+def test_two_dimensions_are_refused_from_the_footers(tmp_path: Path, write) -> None:
+    write(tmp_path / "a.parquet", x=np.ones((3, 2)))
+    write(tmp_path / "b.parquet", x=np.ones((3, 4)))
+    with pytest.raises(InputError, match=r"b\.parquet: column 'x' has 4 dimensions where .*a\.parquet has 2"):
+        ParquetTable.open(tmp_path, "x")
+    with pytest.raises(InputError, match=r"a\.parquet: column 'x' has 2 dimensions where the model has 5"):
+        ParquetTable.open(tmp_path / "a.parquet", "x", dim=5)
+
+
+def test_a_column_missing_in_a_later_file_is_refused_from_the_footers(tmp_path: Path, write) -> None:
+    write(tmp_path / "a.parquet", x=np.ones((3, 2)), w=[1.0] * 3)
+    write(tmp_path / "b.parquet", x=np.ones((3, 2)))
+    with pytest.raises(InputError, match=r"b\.parquet: no column 'w'"):
+        ParquetTable.open(tmp_path, "x", "w")
+
+
+def test_files_without_rows_are_refused(tmp_path: Path, write) -> None:
+    write(tmp_path / "a.parquet", x=np.ones((0, 2)))
+    with pytest.raises(InputError, match=r"a\.parquet: no rows"):
+        ParquetTable.open(tmp_path, "x")
+
+
+@settings(max_examples=25)
+@given(share=st.floats(0, 0.99))
+def test_a_file_cut_anywhere_is_refused_by_name(shards: Path, tmp_path: Path, share: float) -> None:
+    whole = (shards / "a.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(InputError, match=r"cut\.parquet: not a readable Parquet file"):
+        list(ParquetTable.open(tmp_path / "cut.parquet", "x").read())
+
+
+def test_damaged_pages_are_refused_by_name(tmp_path: Path, write, rng: np.random.Generator) -> None:
+    path = write(tmp_path / "bad.parquet", x=rng.standard_normal((500, 4)))
+    content = bytearray(path.read_bytes())
+    content[4:200] = b"\xff" * 196
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"bad\.parquet"):
+        list(ParquetTable.open(path, "x").read())

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydkm.ops.keys import NEVER, content_hashes, draw_keys, splitmix64
+
+DTYPES = [np.float16, np.float32, np.float64, np.uint8, np.int8]
+
+
+def keys_of(rows: np.ndarray, seed: int = 0, weight: np.ndarray | None = None) -> np.ndarray:
+    return draw_keys(content_hashes(rows, weight), seed, weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=st.integers(0, 2**31), dim=st.integers(1, 11))
+def test_keys_follow_their_rows_through_any_order(dtype, seed: int, dim: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = (rng.standard_normal((40, dim)) * 30).astype(np.int8).astype(dtype)
+    order = rng.permutation(40)
+    keys, moved = keys_of(rows), keys_of(rows[order])
+    # identical rows may swap their keys among each other, which no sample can tell
+    assert sorted(zip(rows.tolist(), keys, strict=True)) == sorted(zip(rows[order].tolist(), moved, strict=True))
+
+
+def test_distinct_rows_have_distinct_keys_of_which_none_is_negative(rng: np.random.Generator) -> None:
+    keys = keys_of(rng.standard_normal((20_000, 3)).astype(np.float32))
+    assert len(np.unique(keys)) == 20_000
+    assert keys.min() >= 0
+
+
+def test_identical_rows_in_a_batch_have_distinct_keys() -> None:
+    assert len(np.unique(keys_of(np.ones((500, 4), dtype=np.float32)))) == 500
+
+
+def test_the_smallest_keys_are_a_uniform_sample(rng: np.random.Generator) -> None:
+    rows = np.arange(1000, dtype=np.float32)[:, None]
+    drawn = np.zeros(1000)
+    for seed in range(400):
+        drawn[np.argsort(keys_of(rows, seed))[:100]] += 1
+    share = drawn / 400  # each of mean 0.1 and standard deviation 0.015
+    assert share.mean() == pytest.approx(0.1)
+    assert abs(share - 0.1).max() < 6 * 0.015
+    assert share.std() < 1.5 * 0.015
+    assert abs(share[:500].mean() - 0.1) < 0.004
+
+
+def test_another_seed_is_another_sample() -> None:
+    rows = np.arange(1000, dtype=np.float32)[:, None]
+    one, other = (set(np.argsort(keys_of(rows, seed))[:100]) for seed in (1, 2))
+    assert len(one & other) < 30
+
+
+@given(st.integers(0, 63), st.integers(0, 2**64 - 1))
+def test_every_bit_of_the_mixer_moves_about_half_of_its_output(bit: int, x: int) -> None:
+    flipped = splitmix64(np.array([x, x ^ (1 << bit)], dtype=np.uint64))
+    assert 8 <= int(flipped[0] ^ flipped[1]).bit_count() <= 56
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7, 8])
+def test_the_place_of_a_value_counts(dim: int) -> None:
+    rows = np.zeros((dim, dim), dtype=np.float32)
+    np.fill_diagonal(rows, 1)
+    assert len(np.unique(content_hashes(rows, None))) == dim
+
+
+def test_rows_of_weight_zero_are_never_drawn_and_weights_change_the_draw() -> None:
+    rows = np.arange(10, dtype=np.float32)[:, None]
+    weight = np.array([1.0, 0.0] * 5)
+    keys = keys_of(rows, weight=weight)
+    assert (keys[1::2] == NEVER).all()
+    assert (keys[::2] < NEVER).all()
+    assert not (content_hashes(rows, weight) == content_hashes(rows, weight + 1)).any()
