@@ -29,7 +29,7 @@ check: install
 	$(BIN)/python -m pytest -q tests/unit
 
 bench: install
-	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/quality.py
 
 clean:
 	rm -rf .venv demo build *.egg-info

@@ -3,12 +3,15 @@
     python benchmarks/quality.py DATA.parquet --column pixels --label label --clusters 10
     python benchmarks/quality.py DATA.parquet --column embedding --label label --clusters 20 --metric cosine
 
-Prints a Markdown table: ACC, NMI, inertia relative to the best seen, smallest and largest cluster, seconds.
+Without DATA: scikit-learn's digits. Prints a
+Markdown table: ACC, NMI, inertia relative to the best seen, smallest and largest cluster, seconds.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -20,6 +23,7 @@ from sklearn.cluster import KMeans
 from sklearn.preprocessing import normalize
 
 from raydkm import DKMeans
+from raydkm.api.demo import write_digits
 from raydkm.data.files import find_files
 from raydkm.data.parquet import ParquetTable
 from raydkm.ops.metrics import agreement
@@ -28,15 +32,20 @@ DEFAULT = ["kmeans", "sr-kmeans", "sr-kmeans:balance=0.9", "scikit-learn:n_init=
 
 
 def main(
-    data: list[str],
-    column: Annotated[str, typer.Option()],
-    label: Annotated[str, typer.Option()],
-    clusters: Annotated[int, typer.Option()],
+    data: Annotated[list[str] | None, typer.Argument()] = None,
+    column: str = "pixels",
+    label: str = "label",
+    clusters: int = 10,
     metric: str = "euclidean",
     seeds: int = 5,
     method: Annotated[list[str] | None, typer.Option(help="NAME or NAME:key=value,…; may be repeated.")] = None,
 ) -> None:
     """Run every method with every seed and print the table."""
+    if not data:
+        with tempfile.TemporaryDirectory() as place:
+            write_digits(Path(place) / "digits", shards=1)
+            main([place], column, label, clusters, metric, seeds, method)
+        return
     table = ParquetTable.open(data, column, unit=metric == "cosine")
     x = np.concatenate([block.rows for block in table.read()])
     labels = np.concatenate([pq.read_table(path, columns=[label])[label].to_numpy() for path in find_files(data)])

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raydkm.errors import OutputError
+
+#: Tells a directory that raydkm wrote, and may replace, from any other.
+MARKER = ".raydkm"
 
 
 def check_free(out: str | os.PathLike, *, overwrite: bool) -> Path:
@@ -19,16 +22,29 @@ def check_free(out: str | os.PathLike, *, overwrite: bool) -> Path:
         raise OutputError(f"{path} exists already; choose another place or pass overwrite (--overwrite)")
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputError(f"{path} is a {'link' if path.is_symlink() else 'file'}; the output is a directory")
+    if path.exists() and not (path / MARKER).exists() and any(path.iterdir()):
+        raise OutputError(f"{path} was not written by raydkm, so it is not overwritten; remove it or choose another")
+    existing = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"cannot write to {existing}: permission denied")
     return path
+
+
+def check_apart(out: str | os.PathLike, inputs: Iterable[str]) -> None:
+    """Refuse an output directory that holds an input: overwriting it would delete the input."""
+    for path in inputs:
+        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
+            raise OutputError(f"{out} holds the input {path}; choose another place for the output")
 
 
 @contextmanager
 def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty directory beside `out` which takes its place when the block ends well.
 
-    After an exception, or a crash at any moment, `out` is as it was.
+    After an exception `out` is as it was, and after a crash too, but for one moment of an overwrite: between the two
+    renames that swap the directories, the old one is called ``.NAME.….replaced`` beside it.
     """
-    path = check_free(out, overwrite=overwrite)
+    path = Path(os.path.abspath(check_free(out, overwrite=overwrite)))
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     new_parents = [parent for parent in staging.parents if not parent.exists()]
     try:
@@ -36,6 +52,7 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from None
     try:
+        (staging / MARKER).touch()
         yield staging
         for file in staging.rglob("*"):
             if file.is_file():
@@ -44,7 +61,11 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
             check_free(path, overwrite=overwrite)
             replaced = staging.with_suffix(".replaced")
             path.rename(replaced)
-            staging.rename(path)
+            try:
+                staging.rename(path)
+            except BaseException:
+                replaced.rename(path)
+                raise
             shutil.rmtree(replaced)
         else:
             staging.rename(path)

@@ -76,7 +76,7 @@ def _type_on_the_command_line(annotation: Any) -> Any:
 
 
 def _help(field: Any) -> str:
-    return f"{field.description} [default: {field.default}]" if field.default is not None else field.description
+    return f"{field.description} (default: {field.default})" if field.default is not None else field.description
 
 
 @app.command(no_args_is_help=True)

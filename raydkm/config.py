@@ -11,7 +11,7 @@ import math
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -24,12 +24,15 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+_Config = TypeVar("_Config", bound=_Frozen)
+
+
 class FitConfig(_Frozen):
     """What determines the result of a fit."""
 
     clusters: int = Field(8, ge=1, description="Number of clusters K.")
     objective: str = Field(
-        "sr-kmeans", description="Objective: kmeans, soft-kmeans or sr-kmeans (soft, regularised; the default)."
+        "sr-kmeans", description="Objective: hard (kmeans), soft (soft-kmeans), or soft and regularised (sr-kmeans)."
     )
     column: str | None = Field(
         None, description="Feature column (list of numbers), or scalar columns joined as one vector: a,b,c."
@@ -68,6 +71,8 @@ class FitConfig(_Frozen):
         "labels; soft steps: bf16 prototype sums); auto: bf16 for hard steps where the processor has it, else fp32.",
     )
 
+    device: str = Field("auto", description="auto (GPU where there is one), cpu, cuda or cuda:N.")
+
     @field_validator("objective")
     @classmethod
     def _known_objective(cls, name: str) -> str:
@@ -76,6 +81,13 @@ class FitConfig(_Frozen):
         if name not in OBJECTIVES:
             raise ValueError(f"must be one of {', '.join(OBJECTIVES)}")
         return name
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError("must be auto, cpu, cuda or cuda:N")
+        return device
 
     @field_validator("temperature", mode="before")
     @classmethod
@@ -95,9 +107,16 @@ class FitConfig(_Frozen):
         if self.lam is not None and self.temperature != "auto":
             raise ValueError("give temperature or lam, not both: T = lam * clusters")
         softness_given = self.lam is not None or self.temperature != "auto"
-        if self.objective == "kmeans" and self.balance == 0 and softness_given:
-            raise ValueError("kmeans has no temperature unless balance > 0; use soft-kmeans or sr-kmeans")
+        if softness_given and not self.has_temperature:
+            raise ValueError(f"{self.objective} has no temperature unless balance > 0; use a soft objective")
         return self
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether the objective has a temperature: soft ones do, hard ones only as the price scale of the balance."""
+        from raydkm.objectives import OBJECTIVES
+
+        return self.balance > 0 or not OBJECTIVES[self.objective].hard
 
     def fraction_of_tc(self) -> float | None:
         """The temperature as a fraction of T_c, or None where it is absolute or automatic."""
@@ -115,14 +134,6 @@ class RunConfig(_Frozen):
     )
     workers: int | None = Field(None, ge=1, description="Ray Train workers (default: one a GPU, else one a node).")
     threads: int | None = Field(None, ge=1, description="Threads of each worker (default: its CPUs).")
-    device: str = Field("auto", description="auto (GPU where there is one), cpu, cuda or cuda:N.")
-
-    @field_validator("device")
-    @classmethod
-    def _known_device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-            raise ValueError("must be auto, cpu, cuda or cuda:N")
-        return device
 
 
 def _number(text: Any) -> float | None:
@@ -136,27 +147,33 @@ def _number(text: Any) -> float | None:
 def configure(options: dict[str, Any]) -> tuple[FitConfig, RunConfig]:
     """Sort `options` into the two configurations; raise `ConfigError` on an unknown or impossible one."""
     run_names = RunConfig.model_fields
-    known = [*FitConfig.model_fields, *run_names]
     for name in options:
-        if name not in known:
-            hint = get_close_matches(name, known, n=1)
-            raise ConfigError(f"unknown configuration key '{name}'" + (f"; did you mean '{hint[0]}'?" if hint else ""))
+        _known(name, [*FitConfig.model_fields, *run_names])
     return (
-        _build(FitConfig, {k: v for k, v in options.items() if k not in run_names}),
-        _build(RunConfig, {k: v for k, v in options.items() if k in run_names}),
+        build(FitConfig, {k: v for k, v in options.items() if k not in run_names}),
+        build(RunConfig, {k: v for k, v in options.items() if k in run_names}),
     )
 
 
-def _build(model: type, values: dict[str, Any]) -> Any:
+def build(model: type[_Config], values: dict[str, Any]) -> _Config:
+    """Validate `values` as a configuration; raise `ConfigError` on an unknown or impossible one."""
+    for name in values:
+        _known(name, [*model.model_fields])
     try:
         return model(**values)
     except ValidationError as error:
         raise ConfigError("; ".join(_sentence(e) for e in error.errors())) from None
 
 
+def _known(name: str, names: list[str]) -> None:
+    if name not in names:
+        hint = get_close_matches(name, names, n=1)
+        raise ConfigError(f"unknown configuration key '{name}'" + (f"; did you mean '{hint[0]}'?" if hint else ""))
+
+
 def _sentence(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
-    what = error["msg"].removeprefix("Value error, ")
+    what = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     return f"{where}: {what} (got {error['input']!r})" if where else what
 
 
@@ -166,7 +183,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     try:
         loaded = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{path}: expected a mapping of configuration keys, found {type(loaded).__name__}")

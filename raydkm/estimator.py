@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from raydkm.api.fit import fit_model, initial_prototypes
+from raydkm.api.fit import fit_model, initial_prototypes, names_files
 from raydkm.config import configure
 from raydkm.data.source import MemorySource
 from raydkm.model import Model
@@ -110,10 +111,13 @@ class DKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
             options["seed"] = int(check_random_state(random_state).randint(2**31))
         start = initial_prototypes(options)
         config, run = configure(options)
-        data = X if _is_columnar(X) else self._array(X, reset=True)
+        columnar = names_files(X) or isinstance(X, pa.Table) or type(X).__module__.startswith("ray.data")
+        data = X if columnar else self._array(X, reset=True)
         self.model_, labels = fit_model(data, config, run, start=start, sample_weight=sample_weight)
         if labels is not None:
             self.labels_ = labels
+        elif hasattr(self, "labels_"):  # of an earlier fit
+            del self.labels_
         model = self.model_
         self.n_features_in_ = model.dim
         self.cluster_centers_ = model.cluster_centers
@@ -139,12 +143,16 @@ class DKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
     def transform(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Euclidean distances (n, n_clusters) to the prototypes (for cosine, from the unit vectors)."""
         prototypes = self._fitted().scores().prototypes
-        return np.concatenate([torch.cdist(z, prototypes).numpy() for z in self._tiles(X)])
+        exact = "donot_use_mm_for_euclid_dist"
+        return np.concatenate([torch.cdist(z, prototypes, compute_mode=exact).numpy() for z in self._tiles(X)])
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
         """Minus the weighted sum of squared distances of the rows to their clusters' prototypes."""
-        distances = self.transform(X)[np.arange(len(X)), self.predict(X)].astype(np.float64)
-        return -float(np.sum(distances**2 if sample_weight is None else distances**2 * sample_weight))
+        scores = self._fitted().scores()
+        assign = HardAssignment(scores, screen=False)
+        gaps = ((z - scores.prototypes[assign(z)]).double() for z in self._tiles(X))
+        squares = torch.cat([gap.square().sum(1) for gap in gaps])
+        return -float(squares.sum() if sample_weight is None else squares @ torch.as_tensor(sample_weight).double())
 
     def _fitted(self) -> Model:
         check_is_fitted(self)
@@ -158,13 +166,3 @@ class DKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
     def _array(self, X: Any, *, reset: bool) -> NDArray:  # noqa: N803
         X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X  # noqa: N806
         return validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
-
-
-def _is_columnar(x: Any) -> bool:
-    import os
-
-    import pyarrow as pa
-
-    if isinstance(x, str | os.PathLike | pa.Table) or type(x).__module__.startswith("ray.data"):
-        return True
-    return isinstance(x, list | tuple) and len(x) > 0 and all(isinstance(item, str | os.PathLike) for item in x)

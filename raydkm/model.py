@@ -95,6 +95,16 @@ class Model:
         device = device or torch.device("cpu")
         return Scores.of(self.prototypes, self.log_s, self.temperature, torch.float32, device)
 
+    def headline(self) -> dict[str, Any]:
+        """What a person looks for first."""
+        return {
+            "objective": self.config.objective,
+            "clusters": self.clusters,
+            "dim": self.dim,
+            "metric": self.config.metric,
+            "temperature": self.temperature,
+        }
+
     def checksum(self) -> str:
         """SHA-256 of the tensors: the identity of what the model computes."""
         return hashlib.sha256(self._tensors()).hexdigest()
@@ -107,11 +117,7 @@ class Model:
         }
         described = {
             "schema_version": SCHEMA_VERSION,
-            "objective": self.config.objective,
-            "clusters": self.clusters,
-            "dim": self.dim,
-            "metric": self.config.metric,
-            "temperature": self.temperature,
+            **self.headline(),
             "config": self.config.model_dump(),
             "record": self.record,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
@@ -156,6 +162,8 @@ def load(path: str | os.PathLike) -> Model:
             history=[json.loads(line) for line in content[_HISTORY].splitlines()],
         )
         _check_shapes(model, place)
+        if any(described[name] != value for name, value in model.headline().items()):
+            raise ModelError(f"{place / _JSON}: it contradicts itself about {', '.join(model.headline())}")
     except RaydkmError:
         raise
     except (LookupError, TypeError, ValueError, SafetensorError) as error:

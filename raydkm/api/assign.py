@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from raydkm.api.fit import on_ray
-from raydkm.atomic import check_free, new_directory
-from raydkm.config import configure
+from raydkm.atomic import check_apart, check_free, new_directory
+from raydkm.config import RunConfig, build
 from raydkm.data.parquet import ParquetTable
 from raydkm.engine.assign import Assigner, AssignTask, assign_file
-from raydkm.engine.devices import device_of, threads_of
+from raydkm.engine.where import on_ray, threads_of, torch_threads
 from raydkm.errors import ConfigError
 from raydkm.model import Model, load
 
@@ -54,13 +53,14 @@ def assign(
         ``rows``, ``files``, ``counts`` (rows of each cluster), ``seconds``, ``out``.
     """
     began = time.perf_counter()
-    _, run = configure(options)
+    run = build(RunConfig, options)
     check_free(out, overwrite=overwrite)
     model = model if isinstance(model, Model) else load(model)
     if top is not None and not 1 <= top <= model.clusters:
         raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
     unit = model.config.metric == "cosine"
     table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
+    check_apart(out, table.files)
     with new_directory(out, overwrite=overwrite) as staging:
         task = AssignTask(table, tuple(keep), top, str(staging.resolve()))
         if on_ray(run):
@@ -68,9 +68,12 @@ def assign(
 
             counts = assign_on_ray(model, task, run)
         else:
-            assigner = Assigner(model, threads=threads_of(run, device_of(run)), top=top or 1)
-            pairs = zip(table.files, task.outputs(), strict=True)
-            counts = np.sum([assign_file(assigner, task, source, target) for source, target in pairs], axis=0)
+            threads = threads_of(run)
+            assigner = Assigner(model, threads=threads, top=top or 1)
+            with torch_threads(threads):
+                pairs = zip(table.files, task.outputs(), strict=True)
+                counts = np.sum([assign_file(assigner, task, source, target) for source, target in pairs], axis=0)
+        task.check_complete()
     return {
         "rows": int(counts.sum()),
         "files": len(table.files),

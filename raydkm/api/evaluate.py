@@ -13,7 +13,7 @@ from raydkm.config import RunConfig
 from raydkm.data.columns import Columns
 from raydkm.data.parquet import ParquetTable, scan_file, schema_of
 from raydkm.engine.assign import Assigner
-from raydkm.engine.devices import device_of, threads_of
+from raydkm.engine.where import threads_of
 from raydkm.errors import InputError
 from raydkm.model import Model, load
 from raydkm.ops.metrics import agreement
@@ -40,8 +40,7 @@ def evaluate(
     for path in table.files:
         if label not in (names := schema_of(path).names):
             raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(names)}")
-    run = RunConfig()
-    assigner = Assigner(model, threads=threads_of(run, device_of(run)))
+    assigner = Assigner(model, threads=threads_of(RunConfig()))
     columns = Columns(table.columns.features)
     labels, clusters, inertia, entropy = [], [], 0.0, 0.0
     for path in table.files:

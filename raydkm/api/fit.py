@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,15 +16,16 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from raydkm.atomic import check_free
+from raydkm.atomic import check_apart, check_free
 from raydkm.config import FitConfig, RunConfig, configure
 from raydkm.data.columns import Columns
+from raydkm.data.files import find_files
 from raydkm.data.parquet import ParquetTable
 from raydkm.data.source import MemorySource
 from raydkm.engine.comm import Solo
-from raydkm.engine.devices import device_of, threads_of
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.progress import StepLog
+from raydkm.engine.where import device_of, on_ray, threads_of
 from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
 
@@ -70,10 +70,9 @@ def fit(
     """
     start = initial_prototypes(options)
     config, run = configure(options)
-    if (start is None) == (config.init == "array"):
-        raise ConfigError("init: give an array (K, d) of initial prototypes, or the path of an .npy file with one")
     if out is not None:
         check_free(out, overwrite=overwrite)
+        check_apart(out, find_files(data) if names_files(data) else [])
     model, _ = fit_model(data, config, run, start=start, sample_weight=sample_weight)
     if out is not None:
         model.save(out, overwrite=overwrite)
@@ -88,7 +87,7 @@ def initial_prototypes(options: dict[str, Any]) -> NDArray[np.float64] | None:
     try:
         loaded = np.load(init, allow_pickle=False) if isinstance(init, str | os.PathLike) else init
         start = np.array(loaded, dtype=np.float64)
-    except (OSError, TypeError, ValueError) as error:
+    except (EOFError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"init: not an array of numbers ({error})") from None
     options["init"] = "array"
     return start
@@ -101,12 +100,15 @@ def fit_model(
     *,
     start: NDArray | None = None,
     sample_weight: ArrayLike | None = None,
-    watch: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[Model, NDArray[np.int64] | None]:
     """Fit, and return the model with the labels of the rows (None where they were on Ray)."""
     began = time.perf_counter()
+    if (start is None) == (config.init == "array"):
+        raise ConfigError("init: give an array (K, d) of initial prototypes, or the path of an .npy file with one")
     is_dataset = type(data).__module__.startswith("ray.data")
-    is_paths = not is_dataset and not isinstance(data, pa.Table | Tensor | np.ndarray)
+    is_paths = not is_dataset and names_files(data)
+    if is_dataset and run.engine == "local":
+        raise ConfigError("a ray.data.Dataset is fitted on Ray; drop engine, or give Parquet paths")
     if sample_weight is not None and (is_dataset or is_paths):
         raise InputError("sample_weight goes with arrays; name the weight column of files and data sets")
     if is_dataset or (is_paths and on_ray(run)):
@@ -115,13 +117,13 @@ def fit_model(
         rows: Any = data if is_dataset else _parquet(data, config)
         fitted, labels = fit_on_ray(rows, config, run, start), None
     else:
-        if run.engine == "ray":
+        if not is_paths and (run.engine == "ray" or run.workers is not None):
             raise ConfigError("arrays and tables are fitted in this process; for Ray give Parquet paths or a Dataset")
-        device = device_of(run)
+        device = device_of(config)
         source = _source(data, config, sample_weight)
         ingested = time.perf_counter()
         kept = torch.empty(source.rows, dtype=torch.int64)
-        threads = threads_of(run, device)
+        threads = threads_of(run)
         fitted = fit_rows(
             source.to(device),
             Solo(),
@@ -130,7 +132,7 @@ def fit_model(
             device=device,
             start=start,
             labels=kept,
-            watch=watch or StepLog(),
+            watch=StepLog(),
         )
         labels = kept.numpy()
         fitted.seconds["ingest"] = ingested - began
@@ -139,19 +141,16 @@ def fit_model(
     return _model(fitted, config), labels
 
 
-def on_ray(run: RunConfig) -> bool:
-    """Whether files are processed on Ray: see the description of `RunConfig.engine`."""
-    if run.engine == "auto":
-        ray = sys.modules.get("ray")
-        return run.workers is not None or "RAY_ADDRESS" in os.environ or (ray is not None and ray.is_initialized())
-    if run.engine == "local" and run.workers is not None:
-        raise ConfigError("workers: the local engine has threads, not workers; drop it or choose engine ray")
-    return run.engine == "ray"
+def names_files(data: Any) -> bool:
+    """Whether `data` is a path or some paths, rather than rows."""
+    if isinstance(data, list | tuple | set):
+        return len(data) > 0 and all(isinstance(item, str | os.PathLike) for item in data)
+    return isinstance(data, str | os.PathLike)
 
 
 def _source(data: Any, config: FitConfig, sample_weight: ArrayLike | None) -> MemorySource:
     unit = config.metric == "cosine"
-    if isinstance(data, np.ndarray | Tensor):
+    if not isinstance(data, pa.Table) and not names_files(data):
         if config.column is not None or config.weight is not None:
             raise InputError("an array has no columns; drop column and weight (weights go in sample_weight)")
         weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
@@ -193,7 +192,14 @@ def _model(fitted: Fitted, config: FitConfig) -> Model:
             "collapse_temperature": fitted.collapse_temperature,
             "seconds": {name: round(value, 4) for name, value in fitted.seconds.items()},
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+            "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
         },
         history=fitted.history,
     )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

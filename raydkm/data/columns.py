@@ -65,6 +65,11 @@ class Columns:
                 )
         return len(types)
 
+    def dtype(self, schema: pa.Schema) -> np.dtype:
+        """The dtype in which `extract` returns the features of a `schema` that was checked."""
+        kinds = [schema.field(name).type for name in self.features]
+        return np.result_type(*(_numpy_dtype(kind) for kind in kinds))
+
     def extract(self, table: pa.Table | pa.RecordBatch, where: str, first: int, *, unit: bool) -> Block:
         """Rows (n, d) and weights of `table`, whose first row is row number `first` of `where`.
 
@@ -137,10 +142,10 @@ def _is_finite(rows: NDArray) -> NDArray[np.bool_]:
 
 
 def check_weight(weight: NDArray[np.float64], place: Callable[[int], str]) -> None:
-    bad = ~(np.isfinite(weight) & (weight >= 0))
+    bad = ~((weight >= 0) & (weight <= LARGEST))
     if bad.any():
         index = int(bad.argmax())
-        raise InputError(f"{place(index)}: weight {weight[index]}; weights are finite and not negative")
+        raise InputError(f"{place(index)}: weight {weight[index]:g}; weights are between 0 and {LARGEST:g}")
 
 
 def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -171,7 +176,7 @@ def _matrix(column: pa.Array, place: _Place) -> NDArray:
 
 def _scalars(column: pa.Array, place: _Place) -> NDArray:
     _refuse_null(column, place)
-    kind = pa.float32() if column.type in (pa.float16(), pa.float32()) else pa.float64()
+    kind = pa.from_numpy_dtype(_numpy_dtype(column.type))
     return column.cast(kind, safe=False).to_numpy(zero_copy_only=False)  # integers beyond 2^53 are rounded
 
 
@@ -194,6 +199,12 @@ def _list_of(kind: pa.DataType) -> pa.DataType | None:
 def _width(kind: pa.DataType) -> int | None:
     kind = _storage(kind)
     return kind.list_size if pa.types.is_fixed_size_list(kind) else None
+
+
+def _numpy_dtype(kind: pa.DataType) -> np.dtype:
+    if (inner := _list_of(kind)) is not None:
+        return np.dtype(inner.to_pandas_dtype())
+    return np.dtype(np.float32 if kind in (pa.float16(), pa.float32()) else np.float64)
 
 
 def _is_feature(kind: pa.DataType) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -62,6 +63,8 @@ class ParquetTable:
     counts : tuple of int
         Rows of each file.
     columns : Columns
+    dtype : numpy.dtype
+        In which all files' features are read: the smallest that holds each of theirs.
     unit : bool
         Whether rows will be scaled to unit length, so that zero vectors are refused.
     """
@@ -69,6 +72,7 @@ class ParquetTable:
     files: tuple[str, ...]
     counts: tuple[int, ...]
     columns: Columns
+    dtype: np.dtype
     unit: bool = False
 
     @classmethod
@@ -88,24 +92,23 @@ class ParquetTable:
         files = find_files(data)
         columns = Columns.named(column, weight, schema_of(files[0]).names)
 
-        def footer(path: str) -> tuple[int, int | None]:
-            with _readable(path):
-                metadata = pq.read_metadata(path)
-                schema = metadata.schema.to_arrow_schema()
-            return metadata.num_rows, columns.check(schema, path)
+        def footer(path: str) -> tuple[int, int | None, np.dtype]:
+            with _readable(path), pq.ParquetFile(path) as file:
+                rows, schema = file.metadata.num_rows, file.schema_arrow
+            return rows, columns.check(schema, path), columns.dtype(schema)
 
         with ThreadPoolExecutor(min(16, len(files))) as pool:
-            footers = list(pool.map(footer, files))
-        known = [(path, width) for path, (_, width) in zip(files, footers, strict=True) if width is not None]
+            counts, widths, dtypes = zip(*pool.map(footer, files), strict=True)
+        known = [(path, width) for path, width in zip(files, widths, strict=True) if width is not None]
         of_model = [("the model", dim)] if dim is not None else []
         for (other, expected), (path, width) in pairwise([*of_model, *known]):
             if width != expected:
                 raise InputError(
                     f"{path}: column '{columns.label}' has {width} dimensions where {other} has {expected}"
                 )
-        if sum(count for count, _ in footers) == 0:
+        if sum(counts) == 0:
             raise InputError(f"{files[0]}{' and the other files' if len(files) > 1 else ''}: no rows")
-        return cls(tuple(files), tuple(count for count, _ in footers), columns, unit)
+        return cls(tuple(files), counts, columns, np.result_type(*dtypes), unit)
 
     @property
     def rows(self) -> int:
@@ -129,7 +132,7 @@ class ParquetTable:
                         f"{path}: row {row}, column '{self.columns.label}': "
                         f"{block.rows.shape[1]} numbers where the rows before have {dim}"
                     )
-                yield block
+                yield Block(block.rows.astype(self.dtype, copy=False), block.weight)
                 row += len(batch)
             if row != high:
                 raise InputError(f"{path}: {row - low} rows read where its footer promises {high - low}")

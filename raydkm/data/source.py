@@ -25,13 +25,16 @@ class MemorySource:
     ----------
     rows : Tensor (n, d)
     weight : Tensor (n,) of float64, or None
+    first : int
+        Number of this worker's first row among those of all workers, a multiple of `BATCH_ROWS`.
     total : int, optional
         Rows of all workers together; `n` if not given.
     """
 
-    def __init__(self, rows: Tensor, weight: Tensor | None = None, total: int | None = None):
+    def __init__(self, rows: Tensor, weight: Tensor | None = None, first: int = 0, total: int | None = None):
         self._rows = rows
         self._weight = weight
+        self.first = first
         self.total = len(rows) if total is None else total
 
     @classmethod
@@ -46,7 +49,9 @@ class MemorySource:
         array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
         if array.ndim != 2:
             raise InputError(f"expected a matrix of rows × features, got {array.ndim} dimension(s); reshape it first")
-        if array.dtype.kind in "iub" and array.dtype.itemsize > 1:
+        if array.dtype.kind == "b":
+            array = array.astype(np.uint8)
+        if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
             array = array.astype(np.float64)
         if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
             raise InputError(f"dtype {array.dtype}: features are floats or integers")
@@ -63,26 +68,34 @@ class MemorySource:
         return cls(as_tensor(array), torch.from_numpy(weight))
 
     @classmethod
-    def from_blocks(cls, blocks: Iterable[Block], rows: int, dim: int = 0, total: int | None = None) -> MemorySource:
-        """Copy blocks of `rows` rows altogether into one matrix; `dim` serves where there are none."""
-        matrix: NDArray = np.empty((0, dim), dtype=np.float32)
+    def from_blocks(cls, blocks: Iterable[Block], rows: int, first: int = 0, total: int | None = None) -> MemorySource:
+        """Copy blocks of `rows` rows altogether into one matrix."""
+        matrix: NDArray = np.empty((0, 0), dtype=np.float32)
         weight, filled = None, 0
         for block in blocks:
             if filled == 0:
                 matrix = np.empty((rows, block.rows.shape[1]), dtype=block.rows.dtype)
                 weight = None if block.weight is None else np.empty(rows)
+            elif block.rows.shape[1] != matrix.shape[1]:
+                raise InputError(
+                    f"vectors of {matrix.shape[1]} and of {block.rows.shape[1]} dimensions in one data set"
+                )
             elif block.rows.dtype != matrix.dtype:
-                matrix = matrix.astype(np.promote_types(matrix.dtype, block.rows.dtype), copy=False)
+                raise InputError(
+                    f"vectors of {matrix.dtype} and of {block.rows.dtype} in one data set; cast the column"
+                )
             after = filled + len(block.rows)
             matrix[filled:after] = block.rows
             if weight is not None:
                 weight[filled:after] = block.weight
             filled = after
-        return cls(as_tensor(matrix[:filled]), None if weight is None else torch.from_numpy(weight[:filled]), total)
+        return cls(
+            as_tensor(matrix[:filled]), None if weight is None else torch.from_numpy(weight[:filled]), first, total
+        )
 
     def to(self, device: torch.device) -> MemorySource:
         weight = None if self._weight is None else self._weight.to(device)
-        return MemorySource(self._rows.to(device), weight, self.total)
+        return MemorySource(self._rows.to(device), weight, self.first, self.total)
 
     @property
     def rows(self) -> int:

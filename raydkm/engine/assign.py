@@ -17,7 +17,7 @@ from torch import Tensor
 from raydkm.data.columns import Columns
 from raydkm.data.parquet import ParquetTable, scan_file, schema_of
 from raydkm.data.source import as_tensor
-from raydkm.errors import ConfigError, InputError
+from raydkm.errors import ConfigError, EngineError, InputError
 from raydkm.model import Model
 from raydkm.ops.batch import Batch
 from raydkm.ops.nearest import NearestPrototypes
@@ -116,6 +116,16 @@ class AssignTask:
         files = [os.path.abspath(path) for path in self.table.files]
         common = os.path.commonpath([os.path.dirname(path) for path in files])
         return [os.path.join(self.out, os.path.relpath(path, common)) for path in files]
+
+    def check_complete(self) -> None:
+        """Raise `EngineError` unless every output is there with the rows of its input."""
+        for source, rows, target in zip(self.table.files, self.table.counts, self.outputs(), strict=True):
+            written = pq.read_metadata(target).num_rows if os.path.exists(target) else None
+            if written != rows:
+                found = "no file" if written is None else f"{written} rows"
+                raise EngineError(
+                    f"{source} has {rows} rows, its output {found}: do all nodes share the storage of {self.out}?"
+                )
 
 
 def assign_file(assigner: Assigner, task: AssignTask, source: str, target: str) -> NDArray[np.int64]:

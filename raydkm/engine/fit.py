@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raydkm.config import FitConfig
+from raydkm.data.columns import LARGEST
 from raydkm.data.source import MemorySource
 from raydkm.engine.comm import Comm, Solo
 from raydkm.engine.loop import adm
@@ -25,6 +27,8 @@ from raydkm.ops.moments import Extent, Moments, moment_fields, moment_statistics
 from raydkm.ops.seeding import SEEDINGS
 from raydkm.ops.statistics import hard_statistics
 from raydkm.ops.temperature import AUTO_FRACTION, collapse_temperature
+
+logger = logging.getLogger("raydkm")
 
 #: Steps of each restart on the seeding sample, before the best is chosen.
 RESTART_STEPS = 20
@@ -83,14 +87,15 @@ def fit_rows(
         If a pass did not see every row.
     """
     clock = _Clock()
+    threads = threads if device.type == "cpu" else 1  # a GPU has one stream of kernels
     with thread_pool(threads) as pool:
         passes = Passes(source, comm, device, threads, pool.map)
         look = survey(passes, config.metric, _seed_rows(config, source.total), config.seed)
         if config.clusters > look.extent.rows:
             raise InputError(f"{config.clusters} clusters but only {look.extent.rows} rows; ask for fewer clusters")
         frame = _frame_at_sample_mean(look, config.metric)
-        soft = config.objective != "kmeans" or config.balance > 0
-        facts = _moments(passes, look.extent, frame, covariance=soft)
+        _check_scale(look.extent, frame)
+        facts = _moments(passes, look.extent, frame, covariance=config.has_temperature)
         critical = collapse_temperature(facts.covariance) if facts.covariance is not None else None
         temperature = _temperature(config, critical)
         clock.lap("survey")
@@ -123,6 +128,8 @@ def fit_rows(
                 watch(history[-1])
 
         state = adm(goal, state, passes, config.max_steps, record)
+        if not history[-1]["settled"]:
+            logger.warning("stopped after max_steps = %d steps, before the fit had settled", config.max_steps)
         clock.lap("steps")
 
         inertia, counts = _assignment(passes, goal, state, frame, facts, labels)
@@ -157,6 +164,14 @@ def _frame_at_sample_mean(look: Survey, metric: str) -> Frame:
     return frame.centred_at(sample.T.mv(look.sample_weight) / look.sample_weight.sum())
 
 
+def _check_scale(extent: Extent, frame: Frame) -> None:
+    largest = float(extent.bound(frame).max())
+    if 0 < largest < 1 / LARGEST:
+        raise InputError(f"no value differs by more than {largest:.3g} from the mean; scale the data up")
+    if extent.max_weight < 1 / LARGEST:
+        raise InputError(f"no weight is above {extent.max_weight:.3g}; scale the weights up")
+
+
 def _moments(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool) -> Moments:
     fields = moment_fields(extent, frame, covariance=covariance)
     statistics = passes.sum(fields, moment_statistics(frame, covariance=covariance))
@@ -183,7 +198,9 @@ def _given(start: np.ndarray, config: FitConfig, frame: Frame) -> State:
         raise ConfigError(f"initial prototypes have shape {start.shape}, expected {expected}")
     if not np.isfinite(start).all():
         raise ConfigError("initial prototypes hold NaN or infinite values")
-    prototypes = torch.from_numpy(start) - frame.shift
+    prototypes = frame.normalise(torch.from_numpy(start)) - frame.shift
+    if not bool(prototypes.isfinite().all()):
+        raise ConfigError("initial prototypes: a zero vector has no direction (metric cosine)")
     return State(0, prototypes, torch.zeros(config.clusters, dtype=torch.float64))
 
 
@@ -212,8 +229,11 @@ def _seed(
     if config.n_init == 1:
         return drawn(0), {"init": config.init, "sample_rows": len(z)}
 
-    alone = Passes(MemorySource(look.sample_rows, weight).to(passes.device), Solo(), passes.device)
-    goal = objective(_moments(alone, replace(look.extent, rows=len(z)), frame, covariance=False))
+    weighted = None if bool((weight == weight[0]).all()) else weight
+    alone = Passes(MemorySource(look.sample_rows, weighted).to(passes.device), Solo(), passes.device)
+    heaviest = 1.0 if weighted is None else float(weight.max())
+    extent = replace(look.extent, rows=len(z), max_weight=heaviest)
+    goal = objective(_moments(alone, extent, frame, covariance=False))
 
     def restart(number: int) -> tuple[int, float, State]:
         reached: list[float] = []

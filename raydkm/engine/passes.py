@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from raydkm.engine.comm import Comm
+from raydkm.engine.where import torch_threads
 from raydkm.errors import EngineError
 from raydkm.ops.batch import Batch
 from raydkm.ops.exact import Field, Statistics
@@ -25,6 +26,7 @@ T = TypeVar("T")
 class Source(Protocol):
     """What a pass asks of a worker's rows; `raydkm.data.source` has them."""
 
+    first: int
     total: int
 
     @property
@@ -95,13 +97,8 @@ class Passes:
 @contextmanager
 def thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads in which (as in the calling thread) torch's operations use one thread each."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads, "raydkm", initializer=_prepare_thread) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(1), ThreadPoolExecutor(threads, "raydkm", initializer=_prepare_thread) as pool:
+        yield pool
 
 
 def _prepare_thread() -> None:

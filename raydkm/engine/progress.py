@@ -1,4 +1,4 @@
-"""Progress that a person can read: a log line a step, at most one a second, and always the last."""
+"""Progress that a person can read: a log line a step, at most one a second, and the one that settles."""
 
 from __future__ import annotations
 

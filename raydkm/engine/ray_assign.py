@@ -7,17 +7,19 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+import torch
 from numpy.typing import NDArray
 
 from raydkm.config import RunConfig
 from raydkm.engine.assign import Assigner, AssignTask, assign_file
-from raydkm.engine.ray_train import connect
+from raydkm.engine.ray_train import connect, cpus_each
 from raydkm.errors import InputError, RaydkmError
 from raydkm.model import Model
 
 
 class _FileAssigner:
     def __init__(self, model: Model, task: AssignTask, threads: int):
+        torch.set_num_threads(threads)
         self._assigner = Assigner(model, threads=threads, top=task.top or 1)
         self._task = task
 
@@ -34,9 +36,9 @@ def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> NDArray[np.
     """Assign all files of `task`; return the number of rows of each cluster."""
     connect()
     files = [{"source": s, "target": t} for s, t in zip(task.table.files, task.outputs(), strict=True)]
-    cpus = int(ray.cluster_resources().get("CPU", 1))
     workers = min(run.workers or sum(node["Alive"] for node in ray.nodes()), len(files))
-    threads = run.threads or max(1, cpus // workers)
+    cpus = cpus_each(workers)
+    threads = run.threads or cpus
     results = (
         ray.data.from_items(files, override_num_blocks=len(files))
         .map_batches(
@@ -44,7 +46,7 @@ def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> NDArray[np.
             fn_constructor_args=(model, task, threads),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=workers),
-            num_cpus=min(threads, cpus),
+            num_cpus=cpus,
         )
         .take_all()
     )

@@ -18,6 +18,7 @@ import ray
 import ray.data
 import ray.train
 import ray.train.torch
+import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raydkm.config import FitConfig, RunConfig
@@ -25,9 +26,9 @@ from raydkm.data.columns import Block, Columns
 from raydkm.data.parquet import READ_ROWS, ParquetTable
 from raydkm.data.source import MemorySource
 from raydkm.engine.comm import Comm, ProcessGroup
-from raydkm.engine.devices import device_of, threads_of
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.progress import StepLog
+from raydkm.engine.where import threads_of
 from raydkm.errors import ConfigError, EngineError, InputError, RaydkmError
 from raydkm.ops.batch import BATCH_ROWS
 
@@ -89,13 +90,19 @@ def fit_on_ray(
     """Fit on the connected Ray cluster; the result is that of `fit_rows` on all rows."""
     began = time.time()
     connect()
-    workers, cpus, use_gpu = _resources(run)
+    workers, cpus, use_gpu = _resources(config, run)
     task: dict[str, Any] = {"config": config, "run": run, "start": start, "cpus": cpus, "submitted": began}
     if isinstance(data, ParquetTable):
         task["table"] = data
         rows, stream = data.rows, ray.data.from_items([{"rows": data.rows}])
     else:
-        columns = Columns.named(config.column, config.weight, data.schema().names)
+        schema = data.schema()
+        if schema is None:
+            raise InputError("the data set has no rows")
+        columns = Columns.named(config.column, config.weight, schema.names)
+        missing = [name for name in columns.needed if name not in schema.names]
+        if missing:
+            raise InputError(f"the data set has no column '{missing[0]}'; there are: {', '.join(schema.names)}")
         task["columns"] = columns
         # Run the pipeline now, once, while no worker holds the CPUs that it needs. Whole blocks are handed out later:
         # with few of them a rank might get none.
@@ -126,25 +133,32 @@ def fit_on_ray(
     return outcome
 
 
-def _resources(run: RunConfig) -> tuple[int, int, bool]:
+def _resources(config: FitConfig, run: RunConfig) -> tuple[int, int, bool]:
     """Number of workers, CPUs of each, and whether each has a GPU: one worker a GPU, else one a node."""
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 1)), int(total.get("GPU", 0))
-    use_gpu = run.device != "cpu" and gpus > 0
-    if run.device.startswith("cuda") and not gpus:
-        raise ConfigError(f"device {run.device}: the Ray cluster has no GPUs")
-    nodes = sum(node["Alive"] for node in ray.nodes())
-    workers = run.workers or (gpus if use_gpu else nodes)
-    if workers > (gpus if use_gpu else cpus):
-        raise ConfigError(f"{workers} workers, but the Ray cluster has {cpus} CPUs and {gpus} GPUs")
-    return workers, max(1, cpus // workers), use_gpu
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    use_gpu = config.device != "cpu" and gpus > 0
+    if config.device.startswith("cuda") and not gpus:
+        raise ConfigError(f"device {config.device}: the Ray cluster has no GPUs")
+    workers = run.workers or (gpus if use_gpu else sum(node["Alive"] for node in ray.nodes()))
+    if use_gpu and workers > gpus:
+        raise ConfigError(f"{workers} workers, but the Ray cluster has {gpus} GPUs")
+    return workers, cpus_each(workers), use_gpu
+
+
+def cpus_each(workers: int) -> int:
+    """The most CPUs that each of `workers` equal workers can have on the nodes there are."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    for cpus in range(max(nodes), 0, -1):
+        if sum(node // cpus for node in nodes) >= workers:
+            return cpus
+    raise ConfigError(f"{workers} workers, but the Ray cluster has {sum(nodes)} CPUs")
 
 
 def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
     """What every worker runs. Errors that a user can mend are returned, alike by all ranks."""
     began, comm, config, run = time.time(), ProcessGroup(), task["config"], task["run"]
     ray_device = ray.train.torch.get_device()
-    device = ray_device if ray_device.type == "cuda" else device_of(run)
+    device = ray_device if ray_device.type == "cuda" else torch.device("cpu")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_ray_data()
     try:
@@ -154,7 +168,7 @@ def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
             source,
             comm,
             config,
-            threads=threads_of(run, device, task["cpus"]),
+            threads=threads_of(run, task["cpus"]),
             device=device,
             start=task["start"],
             watch=StepLog() if comm.rank == 0 else None,
@@ -187,7 +201,8 @@ def _read_ranges(table: ParquetTable, shard: Any) -> MemorySource:
         for start, stop in ranges:
             yield from table.read(start, stop)
 
-    return MemorySource.from_blocks(blocks(), sum(stop - start for start, stop in ranges), total=table.rows)
+    rows = sum(stop - start for start, stop in ranges)
+    return MemorySource.from_blocks(blocks(), rows, first=ranges[0][0], total=table.rows)
 
 
 def _read_blocks(task: dict[str, Any], shard: Any) -> MemorySource:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from raydkm.engine.passes import Passes
 from raydkm.errors import InputError
-from raydkm.ops.batch import Batch
+from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.frame import Frame
-from raydkm.ops.keys import NEVER, content_hashes, draw_keys
+from raydkm.ops.keys import content_hashes, draw_keys, sample_weights
 from raydkm.ops.moments import Extent
 
 
@@ -30,8 +30,9 @@ class Survey:
     fingerprint : str
         Of the rows' contents and weights, whatever their order, files or distribution.
     sample_rows : Tensor (m, d)
-        A uniform sample without replacement of the rows of positive weight, sorted by their keys.
+        A weighted sample without replacement of the rows of positive weight, sorted by their keys.
     sample_weight : Tensor (m,) of float64
+        Weights with which the sample stands for all rows.
     """
 
     extent: Extent
@@ -46,7 +47,7 @@ def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
     if len(dims) > 1:
         raise InputError(f"vectors of {dims[0]} and of {dims[1]} dimensions in one data set")
     frame = Frame.identity(metric, dims[0])
-    keys = np.empty(source.rows, dtype=np.int64)
+    keys = np.empty(source.rows)
 
     def look(batches: Iterator[Batch]) -> tuple[Extent, int]:
         extent, fingerprint = Extent.empty(dims[0]), 0
@@ -54,7 +55,8 @@ def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
             extent |= Extent.of(batch, frame)
             weight = None if batch.weight is None else batch.weight.cpu().numpy()
             hashes = content_hashes(batch.rows.cpu().numpy(), weight)
-            keys[batch.first : batch.first + len(batch)] = draw_keys(hashes, seed, weight)
+            number = (source.first + batch.first) // BATCH_ROWS
+            keys[batch.first : batch.first + len(batch)] = draw_keys(hashes, weight, seed, number)
             fingerprint += int(hashes.sum(dtype=np.uint64))
         return extent, fingerprint
 
@@ -68,17 +70,18 @@ def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
 
 
 def _smallest(passes: Passes, keys: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
-    """Rows and weights of the `count` smallest keys over all workers, sorted by key."""
+    """Rows and weights of the sample: the `count` smallest keys over all workers, sorted."""
     source, comm = passes.source, passes.comm
-    eligible = keys[keys != NEVER]
-    mine = np.partition(eligible, count - 1)[:count] if count < len(eligible) else eligible
+    eligible = keys[np.isfinite(keys)]
+    mine = np.partition(eligible, count)[: count + 1] if count < len(eligible) else eligible
     everyone = np.concatenate(comm.all_gather(mine))
-    if len(everyone) == 0:
-        return torch.empty(0, source.dim), torch.empty(0, dtype=torch.float64)
-    last = np.partition(everyone, count - 1)[count - 1] if count < len(everyone) else everyone.max()
-    positions = np.flatnonzero(keys <= last)
+    threshold = np.partition(everyone, count)[count] if count < len(everyone) else np.inf
+    positions = np.flatnonzero(keys < threshold)
     positions = positions[np.argsort(keys[positions], kind="stable")]
     parts = comm.all_gather((keys[positions], *source.take(torch.from_numpy(positions))))
     parts = [part for part in parts if len(part[0])]
-    order = torch.from_numpy(np.argsort(np.concatenate([part[0] for part in parts]), kind="stable"))[:count]
-    return torch.cat([part[1] for part in parts])[order], torch.cat([part[2] for part in parts])[order]
+    if not parts:
+        return torch.empty(0, source.dim), torch.empty(0, dtype=torch.float64)
+    order = torch.from_numpy(np.argsort(np.concatenate([part[0] for part in parts]), kind="stable"))
+    weight = sample_weights(torch.cat([part[2] for part in parts])[order].numpy(), threshold)
+    return torch.cat([part[1] for part in parts])[order], torch.from_numpy(weight)

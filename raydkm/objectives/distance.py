@@ -65,7 +65,7 @@ class DistanceObjective(Objective):
         self._device = device
         self.screen = precision == "bf16" or (precision == "auto" and has_bf16_units(device))
         self._low_precision_sums = precision == "bf16"
-        self.fields = cluster_fields(clusters, len(moments.mean), moments.rows, moments.max_weight, moments.bound)
+        self.fields = cluster_fields(clusters, moments.rows, moments.max_weight, moments.bound, hard=self.hard)
 
     @abstractmethod
     def loss(self, distortion: float, entropy: float, imbalance: float) -> float:
@@ -91,13 +91,15 @@ class DistanceObjective(Objective):
         means = sums / counts.where(alive, torch.ones_like(counts))[:, None]
         distortion = max(0.0, self._moments.square - float(counts @ means.square().sum(1))) / weight
         entropy = float(statistics["entropy"]) / weight
-        prototypes = means.where(alive[:, None], self._beside_largest(counts, means))
+        empty, donors = self._relocation(counts)
+        prototypes = means.index_copy(0, empty, means[donors] + self._nudge(means.shape[1]))
         shift = torch.linalg.vector_norm(prototypes - state.prototypes).item()
 
         log_s, imbalance, residual = state.log_s, 0.0, 0.0
         kl = balance.divergence(counts)
         if self._beta > 0:
             log_s = balance.sweep(state.log_s, counts, self._beta)
+            log_s[empty] = log_s[donors]
             residual = float((log_s - state.log_s).abs().max())
             imbalance = balance.strength(self._beta) * kl if self._beta < 1 else 0.0
 
@@ -110,21 +112,19 @@ class DistanceObjective(Objective):
             balance_residual=residual,
             smallest=float(counts.min()),
             largest=float(counts.max()),
-            relocated=int((~alive).sum()),
+            relocated=len(empty),
             settled=shift**2 <= self._tol * self._moments.column_variance and residual <= BALANCE_TOLERANCE,
         )
         return State(state.step + 1, prototypes, log_s), terms
 
-    def _beside_largest(self, counts: Tensor, means: Tensor) -> Tensor:
-        """(K, d): for each empty cluster, in order, a place just beside the next largest cluster's mean.
+    def _relocation(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Empty clusters, and for each in turn the next largest cluster, beside whose prototype it is placed.
 
         Moving a prototype without rows cannot raise the loss, and the next step shares the rows between the two.
         """
         empty = (counts == 0).nonzero()[:, 0]
-        places = means.clone()
-        if len(empty):
-            largest = torch.sort(counts, descending=True, stable=True).indices
-            donors = largest[torch.arange(len(empty)) % (len(counts) - len(empty))]
-            nudge = 2.0**-10 * math.sqrt(self._moments.column_variance)
-            places[empty] = means[donors] + nudge * (1 - 2 * (torch.arange(means.shape[1]) % 2))
-        return places
+        largest = torch.sort(counts, descending=True, stable=True).indices
+        return empty, largest[torch.arange(len(empty)) % (len(counts) - len(empty))]
+
+    def _nudge(self, dim: int) -> Tensor:
+        return 2.0**-10 * math.sqrt(self._moments.column_variance) * (1 - 2 * (torch.arange(dim) % 2)).double()

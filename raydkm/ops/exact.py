@@ -8,10 +8,10 @@ exact, see `Grid.units`).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,29 +21,36 @@ _MAGIC = 1.5 * 2.0**52
 _MAGIC_BITS = int.from_bytes(torch.tensor(_MAGIC, dtype=torch.float64).numpy().tobytes(), "little")
 
 
-@dataclass(frozen=True)
 class Grid:
-    """Multiples of 2**-exponent."""
+    """Multiples of 2**-exponent; for sums of rows, each column may have an exponent of its own.
 
-    exponent: int
+    Parameters
+    ----------
+    exponent : int, or Tensor (d,) of int32
+    """
+
+    def __init__(self, exponent: int | Tensor):
+        self.exponent = exponent = torch.as_tensor(exponent, dtype=torch.int32)
+        self._scale = torch.as_tensor(np.ldexp(1.0, exponent.numpy()))  # torch.ldexp need not be exact
+        self._step = torch.as_tensor(np.ldexp(1.0, -exponent.numpy()))
 
     @classmethod
-    def holding(cls, total: float, addend: float) -> Grid:
-        """The finest grid for sums bounded by `total` of addends bounded by `addend` (both in value)."""
+    def holding(cls, total: Tensor | float, addend: Tensor | float) -> Grid:
+        """The finest grid for sums bounded by `total` of addends bounded by `addend` (in value; () or (d,))."""
 
-        def bits(bound: float) -> int:
-            return math.frexp(bound)[1] if bound > 0 else 0  # bound < 2**bits
+        def bits(bound: Tensor | float) -> Tensor:  # bound < 2**bits
+            return torch.frexp(torch.as_tensor(bound, dtype=torch.float64)).exponent
 
-        return cls(min(61 - bits(total), 50 - bits(addend), 1000))  # 2^1024 is beyond float64
+        return cls(torch.minimum(61 - bits(total), 50 - bits(addend)).clamp_(-1000, 1000))
 
     def units(self, x: Tensor) -> Tensor:
         """Round `x` (any float dtype) to the grid, as int64 multiples of the step, in a new tensor."""
-        scaled = x.to(torch.float64, copy=True).mul_(2.0**self.exponent).add_(_MAGIC)
+        scaled = x.to(torch.float64, copy=True).mul_(self._scale.to(x.device)).add_(_MAGIC)
         return scaled.view(torch.int64).sub_(_MAGIC_BITS)
 
     def value(self, units: Tensor) -> Tensor:
         """The float64 value of int64 `units`."""
-        return units.to(torch.float64).mul_(2.0**-self.exponent)
+        return units.to(torch.float64).mul_(self._step.to(units.device))
 
 
 COUNT = Grid(0)  # whole numbers

@@ -1,17 +1,15 @@
 """Random draws keyed by what a row holds, not by where or when it arrives.
 
-A row's key is a hash of its bytes, its weight and the seed. The rows with the smallest keys are a uniform sample
-without replacement that does not depend on the order of rows, their files or the number of workers. Identical
-rows in one canonical batch are told apart by their rank among each other.
+A row's key is -log(u) / w, with w its weight and u in (0, 1) from a hash of its values, its weight and the seed. The
+m smallest keys are a weighted sample without replacement (Efraimidis and Spirakis 2006; bottom-k sketches with
+exponential ranks, Cohen and Kaplan 2007) that does not depend on the order of rows, their files, their dtype or the
+number of workers. Only identical rows within one canonical batch are told apart, by the number of that batch.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-
-#: Key of rows that must not be drawn (weight zero).
-NEVER = np.int64(2**63 - 1)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -24,8 +22,8 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def content_hashes(rows: NDArray, weight: NDArray[np.float64] | None) -> NDArray[np.uint64]:
-    """Hash (n,) of each row's bytes and weight; rows (n, d) of any numeric dtype."""
-    octets = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), -1)
+    """Hash (n,) of each row's values, as float32, and weight; rows (n, d) of any numeric dtype."""
+    octets = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint8)
     if octets.shape[1] % 8:
         octets = np.pad(octets, ((0, 0), (0, -octets.shape[1] % 8)))
     words = octets.view(np.uint64)
@@ -39,17 +37,29 @@ def content_hashes(rows: NDArray, weight: NDArray[np.float64] | None) -> NDArray
     return splitmix64(hashes)
 
 
-def draw_keys(hashes: NDArray[np.uint64], seed: int, weight: NDArray[np.float64] | None) -> NDArray[np.int64]:
-    """Non-negative random keys (n,) of one batch's rows, fixed by the hashes and the seed."""
+def draw_keys(
+    hashes: NDArray[np.uint64], weight: NDArray[np.float64] | None, seed: int, batch: int
+) -> NDArray[np.float64]:
+    """Positive keys (n,) of the rows of canonical batch number `batch`; infinite where the weight is zero."""
     order = np.argsort(hashes, kind="stable")
     ranked = hashes[order]
     starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
     if len(starts) < len(hashes):  # some rows are identical
         rank = np.arange(len(hashes)) - np.repeat(starts, np.diff(np.append(starts, len(hashes))))
+        place = splitmix64(rank.astype(np.uint64) * _GOLDEN + np.uint64(batch))
         hashes = hashes.copy()
-        hashes[order] += rank.astype(np.uint64) * _GOLDEN
+        hashes[order] += np.where(rank > 0, place, np.uint64(0))
     salt = splitmix64(np.array([seed], dtype=np.uint64) + _GOLDEN)
-    keys = (splitmix64(hashes ^ salt) >> np.uint64(1)).astype(np.int64)
-    if weight is not None:
-        keys[weight == 0] = NEVER
-    return keys
+    uniform = ((splitmix64(hashes ^ salt) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    keys = -np.log(uniform)
+    if weight is None:
+        return keys
+    return np.divide(keys, weight, out=np.full_like(keys, np.inf), where=weight > 0)
+
+
+def sample_weights(weight: NDArray[np.float64], threshold: float) -> NDArray[np.float64]:
+    """Weights (m,) that make the rows with keys below `threshold` stand for all rows: w / P(key < threshold).
+
+    With an infinite threshold, that is, where all rows are sampled, these are the rows' own weights.
+    """
+    return weight / -np.expm1(-weight * threshold)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raydkm.ops.batch import Batch
+from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.statistics import ROWS, Local, weighted_field
@@ -61,8 +61,8 @@ class Moments:
     ----------
     rows : int
     max_weight : float
-    bound : float
-        Largest possible |z_ij|.
+    bound : Tensor (d,) of float64
+        Largest possible |z_ij| of each column.
     weight : float
         sum w.
     mean : Tensor (d,) of float64
@@ -73,7 +73,7 @@ class Moments:
 
     rows: int
     max_weight: float
-    bound: float
+    bound: Tensor
     weight: float
     mean: Tensor
     square: float
@@ -86,14 +86,14 @@ class Moments:
 
 
 def moment_fields(extent: Extent, frame: Frame, *, covariance: bool) -> tuple[Field, ...]:
-    bounds = extent.bound(frame)
-    dim, largest, square = len(bounds), float(bounds.max()), float(bounds.square().sum())
+    bound = extent.bound(frame)
 
-    def field(name: str, shape: tuple[int, ...], bound: float) -> Field:
-        return weighted_field(name, shape, extent.rows, extent.max_weight, bound)
+    def field(name: str, shape: tuple[int, ...], bound: Tensor | float) -> Field:
+        return weighted_field(name, shape, extent.rows, extent.max_weight, bound, at_once=BATCH_ROWS)
 
-    second = (field("second", (dim, dim), largest**2),) if covariance else ()
-    return (field("weight", (), 1.0), field("first", (dim,), largest), field("square", (), square), *second, ROWS)
+    fields = (field("weight", (), 1.0), field("first", bound.shape, bound), field("square", (), bound.square().sum()))
+    second = (field("second", (len(bound), len(bound)), bound * bound.max()),) if covariance else ()
+    return (*fields, *second, ROWS)
 
 
 def moment_statistics(frame: Frame, *, covariance: bool) -> Local:
@@ -102,7 +102,7 @@ def moment_statistics(frame: Frame, *, covariance: bool) -> Local:
         weighted = z if batch.weight is None else z * weight[:, None].to(z.dtype)
         into.add("weight", weight.sum())
         into.add("first", weighted.sum(0, dtype=torch.float64))
-        into.add("square", torch.dot(weight, z.square().sum(1, dtype=torch.float64)))
+        into.add("square", torch.dot(weight, z.double().square().sum(1)))
         if covariance:
             into.add("second", weighted.T @ z)
         into.add("rows", len(batch))
@@ -116,7 +116,7 @@ def moments(statistics: Statistics, extent: Extent, frame: Frame, *, covariance:
     return Moments(
         rows=extent.rows,
         max_weight=extent.max_weight,
-        bound=float(extent.bound(frame).max()),
+        bound=extent.bound(frame),
         weight=weight,
         mean=mean,
         square=float(statistics["square"]),

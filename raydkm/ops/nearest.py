@@ -37,6 +37,10 @@ class NearestPrototypes:
 
     def __call__(self, z: Tensor, count: int) -> Tensor:
         """Numbers (n, count) int64 of the prototypes with the highest scores, best first, of z (n, d) float32."""
+        before = torch.get_num_threads()
         self._faiss.omp_set_num_threads(self._threads)
-        _, found = self._index.search(torch.nn.functional.pad(z, (0, 1), value=1.0).numpy(), count)
+        try:
+            _, found = self._index.search(torch.nn.functional.pad(z, (0, 1), value=1.0).numpy(), count)
+        finally:
+            torch.set_num_threads(before)  # FAISS and torch may share one OpenMP runtime
         return torch.from_numpy(np.ascontiguousarray(found, dtype=np.int64))

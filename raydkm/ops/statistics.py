@@ -28,21 +28,31 @@ FEW_PROTOTYPES = 256
 ROWS = Field("rows", (), COUNT)  # every pass counts its rows
 
 
-def weighted_field(name: str, shape: tuple[int, ...], rows: int, max_weight: float, bound: float = 1.0) -> Field:
-    """A field for sums over rows of w_i x_i with |x_i| <= bound, w_i <= max_weight."""
+def weighted_field(
+    name: str, shape: tuple[int, ...], rows: int, max_weight: float, bound: Tensor | float = 1.0, *, at_once: int
+) -> Field:
+    """A field for sums over `rows` rows of w_i x_i with |x_i| <= bound, w_i <= max_weight.
+
+    `bound` is a number or one for each column; up to `at_once` rows are summed before they are rounded.
+    """
     most = max_weight * bound
-    return Field(name, shape, Grid.holding(total=rows * most, addend=min(rows, BATCH_ROWS) * most))
+    return Field(name, shape, Grid.holding(total=rows * most, addend=min(rows, at_once) * most))
 
 
-def cluster_fields(clusters: int, dim: int, rows: int, max_weight: float, bound: float) -> tuple[Field, ...]:
+def cluster_fields(clusters: int, rows: int, max_weight: float, bound: Tensor, *, hard: bool) -> tuple[Field, ...]:
     """n_k = sum w q_ik, S_k = sum w q_ik z_i, H = -sum w q log q and the number of rows.
 
-    `bound` is a bound of every |z_ij|.
+    `bound` (d,) is a bound of every |z_ij|; `hard` tells what `hard_statistics` and `soft_statistics` round at once.
     """
+
+    def field(name: str, shape: tuple[int, ...], bound: Tensor | float, at_once: int = BATCH_ROWS) -> Field:
+        return weighted_field(name, shape, rows, max_weight, bound, at_once=at_once)
+
+    by_row = hard and clusters > FEW_PROTOTYPES
     return (
-        weighted_field("counts", (clusters,), rows, max_weight),
-        weighted_field("sums", (clusters, dim), rows, max_weight, bound),
-        weighted_field("entropy", (), rows, max_weight, math.log(clusters) + 1),
+        field("counts", (clusters,), 1.0, 1 if hard else BATCH_ROWS),
+        field("sums", (clusters, len(bound)), bound, 1 if by_row else BATCH_ROWS),
+        field("entropy", (), math.log(clusters) + 1),
         ROWS,
     )
 

@@ -10,7 +10,7 @@ AUTO_FRACTION = 0.1
 
 
 def collapse_temperature(covariance: Tensor) -> float:
-    """T_c = 2 lambda_max(Cov z): soft k-means collapses to the global mean if and only if T > T_c.
+    """T_c = 2 lambda_max(Cov z): with all prototypes at the global mean, soft k-means stays there iff T > T_c.
 
     Parameters
     ----------

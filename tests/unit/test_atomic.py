@@ -4,8 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from raydkm.atomic import check_free, new_directory
+from raydkm.atomic import MARKER, check_apart, check_free, new_directory
 from raydkm.errors import OutputError
+
+
+def make(directory: Path, **files: str) -> None:
+    """A directory that raydkm wrote, as far as its marker tells."""
+    directory.mkdir()
+    for name, text in {MARKER: "", **files}.items():
+        (directory / name).write_text(text)
 
 
 def tree(root: Path) -> dict[str, str | None]:
@@ -21,7 +28,7 @@ def test_a_directory_appears_when_its_block_ends(tmp_path: Path) -> None:
         (staging / "deep" / "file").write_text("whole")
         assert not out.exists()
         assert staging.parent == out.parent  # on the same file system, for the rename
-    assert tree(tmp_path) == {"out": None, "out/deep": None, "out/deep/file": "whole"}
+    assert tree(tmp_path) == {"out": None, f"out/{MARKER}": "", "out/deep": None, "out/deep/file": "whole"}
 
 
 @pytest.mark.parametrize("place", ["out", "new/deeper/out"])
@@ -41,20 +48,41 @@ def test_parents_that_were_there_stay_after_an_exception(tmp_path: Path) -> None
 
 
 def test_an_exception_leaves_what_was_to_be_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("old")
+    make(tmp_path / "out", old="old")
     with pytest.raises(ValueError, match="no"), new_directory(tmp_path / "out", overwrite=True) as staging:
         (staging / "new").write_text("new")
         raise ValueError("no")
-    assert tree(tmp_path) == {"out": None, "out/old": "old"}
+    assert tree(tmp_path) == {"out": None, f"out/{MARKER}": "", "out/old": "old"}
 
 
 def test_overwriting_replaces_the_whole_directory(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").write_text("old")
+    make(tmp_path / "out", old="old")
     with new_directory(tmp_path / "out", overwrite=True) as staging:
         (staging / "new").write_text("new")
-    assert tree(tmp_path) == {"out": None, "out/new": "new"}
+    assert tree(tmp_path) == {"out": None, f"out/{MARKER}": "", "out/new": "new"}
+
+
+def test_an_empty_directory_may_be_overwritten_and_one_that_raydkm_did_not_write_may_not(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with new_directory(tmp_path / "empty", overwrite=True) as staging:
+        (staging / "new").write_text("new")
+    assert (tmp_path / "empty" / "new").read_text() == "new"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis").write_text("mine")
+    with (
+        pytest.raises(OutputError, match="mine was not written by raydkm"),
+        new_directory(tmp_path / "mine", overwrite=True),
+    ):
+        pytest.fail("the block ran")
+    assert tree(tmp_path / "mine") == {"thesis": "mine"}
+
+
+def test_the_working_directory_itself_may_be_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with new_directory(".", overwrite=True) as staging:
+        (staging / "new").write_text("new")
+    assert tree(tmp_path) == {"here": None, f"here/{MARKER}": "", "here/new": "new"}
 
 
 @pytest.mark.parametrize("kind", ["directory", "file", "link", "dangling link"])
@@ -108,3 +136,38 @@ def test_a_parent_that_is_a_file_is_refused_by_name(tmp_path: Path) -> None:
     ):
         pytest.fail("the block ran")
     assert tree(tmp_path) == {"file": "mine"}
+
+
+def test_a_directory_of_somebody_elses_is_not_overwritten(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.txt").write_text("years of work")
+    with pytest.raises(OutputError, match="was not written by raydkm"):
+        check_free(home, overwrite=True)
+    with pytest.raises(OutputError, match="was not written by raydkm"), new_directory(home, overwrite=True):
+        pass
+    assert (home / "thesis.txt").read_text() == "years of work"
+
+
+def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="holds the input"):
+        check_apart(tmp_path, [str(tmp_path / "deep" / "data.parquet")])
+    check_apart(tmp_path / "out", [str(tmp_path / "data.parquet")])
+
+
+def test_where_the_swap_fails_the_old_directory_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    with new_directory(out, overwrite=False) as staging:
+        (staging / "old").touch()
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError("no luck")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="no luck"), new_directory(out, overwrite=True):
+        pass
+    assert (out / "old").exists()
+    assert list(tmp_path.iterdir()) == [out]

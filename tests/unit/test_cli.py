@@ -298,20 +298,21 @@ def test_nothing_is_left_where_the_parents_of_the_output_are_not_there_yet(run, 
 
 
 def test_an_existing_output_is_refused_and_overwrite_replaces_it(run, place: Path, data: Path) -> None:
-    (place / "model").mkdir()
-    (place / "model" / "mine").write_text("mine")
-    refused(run, place, *fit_arguments(data, place), told="model exists already|--overwrite", kind="OutputError")
-    assert run(*fit_arguments(data, place, "--overwrite"))[0] == 0
-    assert sorted(path.name for path in (place / "model").iterdir()) == [
-        "history.jsonl",
-        "model.json",
-        "prototypes.safetensors",
-    ]
-    (place / "out").mkdir()
-    arguments = ("assign", place / "model", data, "--out", place / "out")
-    refused(run, place, *arguments, told="out exists already|--overwrite", kind="OutputError")
-    assert run(*arguments, "--overwrite")[0] == 0
-    assert [path.name for path in (place / "out").iterdir()] == ["good.parquet"]
+    assert run(*fit_arguments(data, place))[0] == 0
+    again = fit_arguments(data, place, "--clusters", 3)
+    refused(run, place, *again, told="model exists already|--overwrite", kind="OutputError")
+    assert run(*again, "--overwrite")[0] == 0
+    assert raydkm.load(place / "model").clusters == 3
+    assign = ("assign", place / "model", data, "--out", place / "out")
+    assert run(*assign)[0] == 0
+    refused(run, place, *assign, "--top", 2, told="out exists already|--overwrite", kind="OutputError")
+    assert run(*assign, "--top", 2, "--overwrite")[0] == 0
+    assert "top_clusters" in pq.read_schema(place / "out" / "good.parquet").names
+    assert sorted(path.name for path in place.iterdir()) == ["model", "out"]
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").write_text("mine")
+    own = ("fit", data, "--column", "x", "--clusters", 2, "--out", place / "mine", "--overwrite")
+    refused(run, place, *own, told="mine was not written by raydkm", kind="OutputError")
 
 
 def test_an_output_is_checked_before_any_row_is_read(run, place: Path, write) -> None:

@@ -166,6 +166,7 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an unknown parameter": lambda d: d["config"].update(colour="red"),
     "an impossible parameter": lambda d: d["config"].update(clusters=0),
     "another number of clusters": lambda d: d["config"].update(clusters=5),
+    "a contradiction": lambda d: d.update(dim=7),
     "an unknown objective": lambda d: d["config"].update(objective="mi"),
     "no temperature": lambda d: d.pop("temperature"),
     "a temperature in words": lambda d: d.update(temperature="warm"),

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import raydkm
+from raydkm.atomic import MARKER
 from raydkm.errors import ConfigError, InputError, OutputError
 from raydkm.estimator import DKMeans
 from raydkm.model import Model
@@ -20,7 +21,7 @@ def model(digits: Path) -> Model:
 
 
 def written(directory: Path) -> list[str]:
-    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*.*") if path.name != MARKER)
 
 
 def pixels_of(digits: Path) -> np.ndarray:
@@ -194,10 +195,13 @@ def test_impossible_options_are_refused_and_nothing_is_written(model, digits, tm
 
 
 def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(model, digits: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine.txt").write_text("mine")
+    first = sorted(digits.iterdir())[0]
+    raydkm.assign(model, first, out=tmp_path / "out", top=2)
+    before = (tmp_path / "out" / first.name).read_bytes()
     with pytest.raises(OutputError, match="out exists already"):
         raydkm.assign(model, digits, out=tmp_path / "out")
-    assert written(tmp_path) == ["out/mine.txt"]
+    assert written(tmp_path) == [f"out/{first.name}"]
+    assert (tmp_path / "out" / first.name).read_bytes() == before
     raydkm.assign(model, digits, out=tmp_path / "out", overwrite=True)
     assert written(tmp_path / "out") == written(digits)
+    assert "top_clusters" not in pq.read_schema(tmp_path / "out" / first.name).names

@@ -82,6 +82,15 @@ def test_scalar_columns_make_a_vector(tmp_path: Path, write) -> None:
     np.testing.assert_array_equal(block.rows, [[1, 3], [2, 4]])
 
 
+def test_files_of_several_types_are_read_in_one_that_loses_nothing_whoever_reads_what(tmp_path: Path, write) -> None:
+    write(tmp_path / "a.parquet", x=np.array([[200], [7]], np.uint8))
+    write(tmp_path / "b.parquet", x=np.array([[0.1]], np.float64))
+    table = ParquetTable.open(tmp_path, "x")
+    assert np.concatenate([block.rows for block in table.read()]).tolist() == [[200.0], [7.0], [0.1]]
+    [block] = table.read(0, 2)  # as a worker does whose rows are all in the first file
+    assert block.rows.dtype == np.float64
+
+
 def test_a_null_is_named_by_its_row_in_its_own_file(tmp_path: Path, write) -> None:
     good = [[1.0, 2.0]] * 8
     write(tmp_path / "a.parquet", x=good)

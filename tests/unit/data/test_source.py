@@ -39,10 +39,13 @@ def test_blocks_of_any_size_make_the_same_matrix(sizes: list[int], weighted: boo
     assert (source.rows, source.dim, source.total) == (len(x), 2, 1000)
 
 
-def test_blocks_of_several_types_are_held_in_one_that_loses_nothing() -> None:
-    blocks = [Block(np.array([[200]], np.uint8), None), Block(np.array([[0.1]], np.float64), None)]
-    rows, _ = MemorySource.from_blocks(blocks, 2).take(torch.arange(2))
-    assert rows.tolist() == [[200.0], [0.1]]
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [(np.array([[0.1]]), "vectors of uint8 and of float64"), (np.ones((1, 3), np.uint8), "vectors of 1 and of 3 dim")],
+)
+def test_blocks_of_several_types_or_dimensions_are_refused_rather_than_cast(second: np.ndarray, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        MemorySource.from_blocks([Block(np.array([[200]], np.uint8), None), Block(second, None)], 2)
 
 
 def test_a_worker_without_rows_has_no_batches() -> None:
@@ -100,7 +103,7 @@ def test_arrays_in_any_layout_and_tensors_are_accepted_and_never_written_to() ->
         (np.array([[1.0], [1.0], [-np.inf]]), None, "^row 2: an infinite value"),
         (np.array([[1.0], [1e30]]), None, "^row 1: a value beyond"),
         (np.ones((3, 2)), np.ones(2), r"3 rows but weights of shape \(2,\)"),
-        (np.ones((3, 2)), np.array([1.0, -1.0, 1.0]), "^row 1: weight -1.0"),
+        (np.ones((3, 2)), np.array([1.0, -1.0, 1.0]), "^row 1: weight -1; weights are between 0 and 1e"),
     ],
 )
 def test_arrays_that_cannot_serve_are_refused(array, weight, told: str) -> None:

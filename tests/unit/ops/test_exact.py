@@ -21,7 +21,7 @@ def exactly(x: float) -> Fraction:
 
 
 def step(grid: Grid) -> Fraction:
-    return Fraction(2) ** -grid.exponent
+    return Fraction(2) ** -int(grid.exponent)
 
 
 @given(bound=bounds, shares=shares, rows=st.integers(1, 10**12))

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydkm.ops.keys import NEVER, content_hashes, draw_keys, splitmix64
+from raydkm.ops.keys import content_hashes, draw_keys, sample_weights, splitmix64
 
 DTYPES = [np.float16, np.float32, np.float64, np.uint8, np.int8]
 
 
-def keys_of(rows: np.ndarray, seed: int = 0, weight: np.ndarray | None = None) -> np.ndarray:
-    return draw_keys(content_hashes(rows, weight), seed, weight)
+def keys_of(rows: np.ndarray, seed: int = 0, weight: np.ndarray | None = None, batch: int = 0) -> np.ndarray:
+    return draw_keys(content_hashes(rows, weight), weight, seed, batch)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -70,6 +70,40 @@ def test_rows_of_weight_zero_are_never_drawn_and_weights_change_the_draw() -> No
     rows = np.arange(10, dtype=np.float32)[:, None]
     weight = np.array([1.0, 0.0] * 5)
     keys = keys_of(rows, weight=weight)
-    assert (keys[1::2] == NEVER).all()
-    assert (keys[::2] < NEVER).all()
+    assert np.isinf(keys[1::2]).all()
+    assert np.isfinite(keys[::2]).all()
     assert not (content_hashes(rows, weight) == content_hashes(rows, weight + 1)).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_dtype_of_a_row_does_not_change_its_hash(dtype) -> None:
+    rows = np.arange(60).reshape(12, 5)
+    assert (content_hashes(rows.astype(dtype), None) == content_hashes(rows.astype(np.float32), None)).all()
+
+
+def test_many_copies_of_few_rows_are_drawn_evenly_over_all_batches(rng: np.random.Generator) -> None:
+    distinct = rng.standard_normal((50, 3)).astype(np.float32)
+    which = rng.integers(50, size=(200, 1000))
+    keys = np.concatenate([keys_of(distinct[batch], batch=number) for number, batch in enumerate(which)])
+    drawn = which.reshape(-1)[np.argsort(keys)[:5000]]
+    assert np.bincount(drawn, minlength=50).min() > 50  # 100 each, were they all told apart
+
+
+def test_heavy_rows_are_drawn_more_often_and_the_sample_weighs_what_all_rows_weigh(rng: np.random.Generator) -> None:
+    weight = np.where(np.arange(20_000) % 10 == 0, 30.0, 1.0)
+    rows = rng.standard_normal((20_000, 2)).astype(np.float32)
+    total, heavy = [], []
+    for seed in range(30):
+        keys = keys_of(rows, seed, weight)
+        threshold = np.partition(keys, 2000)[2000]
+        drawn = keys < threshold
+        estimate = sample_weights(weight[drawn], threshold)
+        total.append(estimate.sum())
+        heavy.append(estimate[weight[drawn] == 30.0].sum())
+    assert np.mean(total) == pytest.approx(weight.sum(), rel=0.02)
+    assert np.mean(heavy) == pytest.approx(2000 * 30.0, rel=0.02)
+
+
+def test_where_all_rows_are_sampled_their_weights_are_their_own() -> None:
+    weight = np.array([0.5, 1.0, 1e12])
+    assert (sample_weights(weight, np.inf) == weight).all()
