@@ -35,19 +35,18 @@ def vectors() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def shards(vectors: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three files of unlike sizes and row groups, so that no file or row group ends where a batch does."""
+    """Three files of unlike sizes and dtypes, of which no file or row group ends where a batch does."""
     place = tmp_path_factory.mktemp("shards")
     weight = np.random.default_rng(1).uniform(0.5, 2, size=ROWS)
     for number, rows in enumerate(np.split(np.arange(ROWS), [1000, 6001])):
-        table = pa.table(
-            {
-                "id": rows,
-                "z": pa.FixedSizeListArray.from_arrays(pa.array(vectors[rows].reshape(-1)), DIM),
-                "w": weight[rows],
-            }
-        )
+        values = vectors[rows].astype(np.float32) if number == 1 else vectors[rows]
+        table = pa.table({"id": rows, "z": vector_column(values), "w": weight[rows]})
         pq.write_table(table, place / f"{number}.parquet", row_group_size=700)
     return place
+
+
+def vector_column(values: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), DIM)
 
 
 OPTIONS = {
@@ -68,10 +67,12 @@ def test_any_number_of_workers_gives_the_bits_of_the_local_engine(shards: Path, 
     assert on_ray.record["fingerprint"] == local.record["fingerprint"]
 
 
-def test_a_data_set_is_fitted_on_every_row_and_agrees_with_its_files(shards: Path) -> None:
+def test_a_data_set_is_fitted_on_every_row_and_agrees_with_its_files(shards: Path, vectors: np.ndarray) -> None:
     options = {"column": "z", "clusters": 6, "objective": "kmeans", "tol": 0, "weight": "w"}
     local = raydkm.fit(shards, engine="local", **options)
-    data = ray.data.read_parquet(str(shards))
+    weight = pq.read_table(shards, columns=["w"])["w"]
+    table = pa.table({"unused": weight, "z": vector_column(vectors), "w": weight})
+    data = ray.data.from_arrow([table.slice(0, 9000), table.slice(9000)])
     on_ray = raydkm.fit(data, workers=2, **options)
     assert on_ray.record["rows"] == ROWS
     assert on_ray.record["fingerprint"] == local.record["fingerprint"]
@@ -92,8 +93,7 @@ def test_what_one_worker_refuses_is_refused_with_its_file_and_row(shards: Path, 
         if path.name == "2.parquet":
             values = table["z"].combine_chunks().flatten().to_numpy(zero_copy_only=False).copy()
             values[4000 * DIM + 5] = np.nan
-            column = pa.FixedSizeListArray.from_arrays(pa.array(values), DIM)
-            table = table.set_column(1, "z", column)
+            table = table.set_column(1, "z", vector_column(values))
         pq.write_table(table, tmp_path / path.name)
     out = tmp_path / "model"
     with pytest.raises(InputError, match=r"2\.parquet: row 4000, column 'z': NaN"):
@@ -113,7 +113,7 @@ def test_assignment_on_ray_writes_the_bytes_of_the_local_engine(shards: Path, tm
         out = tmp_path / engine
         summary = raydkm.assign(model, shards, out=out, keep=["id"], top=2, engine=engine, threads=1)
         assert summary["rows"] == ROWS
-        written[engine] = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+        written[engine] = {path.name: path.read_bytes() for path in sorted(out.glob("*.parquet"))}
     assert list(written["local"]) == ["0.parquet", "1.parquet", "2.parquet"]
     assert written["local"] == written["ray"]
 

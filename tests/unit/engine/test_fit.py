@@ -370,6 +370,19 @@ def test_balance_narrows_the_sizes_of_clusters() -> None:
     assert spread[1] < 0.8 * spread[0]
 
 
+@every_objective
+def test_balance_narrows_the_weights_of_clusters(objective: str, rng: np.random.Generator) -> None:
+    parts = ((600, 0.3, (0, 0)), (200, 1.0, (3, 0)), (100, 1.0, (0, 4)))
+    x = np.concatenate([rng.standard_normal((n, 2)) * spread + centre for n, spread, centre in parts])
+
+    def range_of_sizes(balance: float) -> float:
+        softness = {} if objective == "kmeans" and balance == 0 else {"temperature": "0.1Tc"}
+        model = raydkm.fit(x, clusters=6, objective=objective, balance=balance, **softness)
+        return model.history[-1]["largest"] - model.history[-1]["smallest"]
+
+    assert range_of_sizes(0.9) < 0.6 * range_of_sizes(0.0)
+
+
 def test_heavy_rows_are_seeded_however_few_they_are() -> None:
     rng = np.random.default_rng(0)
     far = 1000 * rng.standard_normal((20, 4))

@@ -96,6 +96,15 @@ def test_statistics_are_a_monoid_over_one_flat_buffer(rng: np.random.Generator) 
     torch.testing.assert_close(total["a"], one["a"] + two["a"] + three["a"], rtol=0, atol=0)
 
 
+def test_each_column_has_the_finest_grid_that_its_own_bound_allows() -> None:
+    bound = torch.tensor([1e-9, 1.0, 1e9], dtype=torch.float64)
+    statistics = Statistics((Field("sums", (2, 3), Grid.holding(total=1000 * bound, addend=bound)),))
+    rows = torch.stack([bound / 3, -bound / 7])
+    statistics.add_rows("sums", torch.tensor([0, 1]), rows)
+    statistics.add("sums", rows)
+    torch.testing.assert_close(statistics["sums"], 2 * rows, rtol=1e-13, atol=0)
+
+
 def test_adding_rows_gives_the_sum_of_each_group(rng: np.random.Generator) -> None:
     x, index = rng.standard_normal((100, 5)), rng.integers(4, size=100)
     statistics = Statistics((Field("sums", (4, 5), Grid.holding(total=1000, addend=10)),))

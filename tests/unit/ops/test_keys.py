@@ -25,14 +25,19 @@ def test_keys_follow_their_rows_through_any_order(dtype, seed: int, dim: int) ->
     assert sorted(zip(rows.tolist(), keys, strict=True)) == sorted(zip(rows[order].tolist(), moved, strict=True))
 
 
-def test_distinct_rows_have_distinct_keys_of_which_none_is_negative(rng: np.random.Generator) -> None:
-    keys = keys_of(rng.standard_normal((20_000, 3)).astype(np.float32))
+def test_distinct_rows_have_distinct_positive_keys_whatever_their_batch(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((20_000, 3)).astype(np.float32)
+    keys = keys_of(rows)
     assert len(np.unique(keys)) == 20_000
-    assert keys.min() >= 0
+    assert keys.min() > 0
+    np.testing.assert_array_equal(keys, keys_of(rows, batch=7))
 
 
-def test_identical_rows_in_a_batch_have_distinct_keys() -> None:
-    assert len(np.unique(keys_of(np.ones((500, 4), dtype=np.float32)))) == 500
+def test_identical_rows_have_distinct_keys_but_for_the_first_of_each_batch() -> None:
+    rows = np.ones((500, 4), dtype=np.float32)
+    keys = [keys_of(rows, batch=batch) for batch in range(3)]
+    assert all(len(np.unique(of_batch)) == 500 for of_batch in keys)
+    assert len(np.unique(keys)) == 3 * 500 - 2
 
 
 def test_the_smallest_keys_are_a_uniform_sample(rng: np.random.Generator) -> None:
