@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from raydkm.config import FitConfig, RunConfig, read_yaml
+from raydkm.config import FitConfig, FitRunConfig, RunConfig, read_yaml
 from raydkm.errors import RaydkmError
 
 app = typer.Typer(
@@ -80,7 +80,7 @@ def _help(field: Any) -> str:
 
 
 @app.command(no_args_is_help=True)
-@with_options_of(FitConfig, RunConfig)
+@with_options_of(FitConfig, FitRunConfig)
 def fit(
     *,
     data: Data,

@@ -136,6 +136,18 @@ class RunConfig(_Frozen):
     threads: int | None = Field(None, ge=1, description="Threads of each worker (default: its CPUs).")
 
 
+class FitRunConfig(RunConfig):
+    """Where a fit is computed, and what survives a failure."""
+
+    run_dir: str | None = Field(
+        None,
+        description="Directory (path or URI, reached by all nodes) for checkpoints; a fit started again with the same "
+        "one goes on after the last.",
+    )
+    checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints in run_dir.")
+    max_failures: int = Field(3, ge=0, description="Lost workers or nodes after which a Ray run gives up.")
+
+
 def _number(text: Any) -> float | None:
     try:
         number = float(text)
@@ -144,14 +156,14 @@ def _number(text: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def configure(options: dict[str, Any]) -> tuple[FitConfig, RunConfig]:
+def configure(options: dict[str, Any]) -> tuple[FitConfig, FitRunConfig]:
     """Sort `options` into the two configurations; raise `ConfigError` on an unknown or impossible one."""
-    run_names = RunConfig.model_fields
+    run_names = FitRunConfig.model_fields
     for name in options:
         _known(name, [*FitConfig.model_fields, *run_names])
     return (
         build(FitConfig, {k: v for k, v in options.items() if k not in run_names}),
-        build(RunConfig, {k: v for k, v in options.items() if k in run_names}),
+        build(FitRunConfig, {k: v for k, v in options.items() if k in run_names}),
     )
 
 

@@ -17,11 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from raydkm.atomic import check_apart, check_free
-from raydkm.config import FitConfig, RunConfig, configure
+from raydkm.config import FitConfig, FitRunConfig, configure
 from raydkm.data.columns import Columns
 from raydkm.data.files import find_files
 from raydkm.data.parquet import ParquetTable
 from raydkm.data.source import MemorySource
+from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Solo
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.progress import StepLog
@@ -56,7 +57,7 @@ def fit(
     sample_weight : array-like (n,), optional
         Weights of the rows of an array; of other data, name a column (`weight`).
     **options
-        The fields of `raydkm.config.FitConfig` and `raydkm.config.RunConfig`. `init` may also be an array
+        The fields of `raydkm.config.FitConfig` and `raydkm.config.FitRunConfig`. `init` may also be an array
         (K, d) of initial prototypes, or the path of an ``.npy`` file that holds one.
 
     Returns
@@ -96,7 +97,7 @@ def initial_prototypes(options: dict[str, Any]) -> NDArray[np.float64] | None:
 def fit_model(
     data: Data,
     config: FitConfig,
-    run: RunConfig,
+    run: FitRunConfig,
     *,
     start: NDArray | None = None,
     sample_weight: ArrayLike | None = None,
@@ -133,6 +134,7 @@ def fit_model(
             start=start,
             labels=kept,
             watch=StepLog(),
+            checkpoints=CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None,
         )
         labels = kept.numpy()
         fitted.seconds["ingest"] = ingested - began

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from raydkm.engine.passes import Passes
 from raydkm.objectives import Objective, State, Terms
 
-#: Called after every step with its number, terms and seconds.
-Watch = Callable[[int, Terms, float], None]
+#: Called after every step with the new state, the step's terms and its seconds.
+Watch = Callable[[State, Terms, float], None]
 
 
 def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watch: Watch | None = None) -> State:
     """Alternate targets (E-step, over all rows) and model (update) until settled, or for `max_steps` steps."""
-    for step in range(state.step, max_steps):
+    while state.step < max_steps:
         began = time.perf_counter()
         statistics = passes.sum(objective.fields, objective.e_step(state))
         state, terms = objective.update(state, statistics)
         if watch is not None:
-            watch(step, terms, time.perf_counter() - began)
+            watch(state, terms, time.perf_counter() - began)
         if terms.settled:
             break
     return state

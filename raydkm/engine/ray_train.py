@@ -21,10 +21,11 @@ import ray.train.torch
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raydkm.config import FitConfig, RunConfig
+from raydkm.config import FitConfig, FitRunConfig
 from raydkm.data.columns import Block, Columns
 from raydkm.data.parquet import READ_ROWS, ParquetTable
 from raydkm.data.source import MemorySource
+from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Comm, ProcessGroup
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.progress import StepLog
@@ -85,7 +86,7 @@ def quiet_ray_data() -> None:
 
 
 def fit_on_ray(
-    data: ParquetTable | ray.data.Dataset, config: FitConfig, run: RunConfig, start: np.ndarray | None
+    data: ParquetTable | ray.data.Dataset, config: FitConfig, run: FitRunConfig, start: np.ndarray | None
 ) -> Fitted:
     """Fit on the connected Ray cluster; the result is that of `fit_rows` on all rows."""
     began = time.time()
@@ -122,7 +123,11 @@ def fit_on_ray(
             ),
             datasets={"rows": stream},
             dataset_config=EveryRow(rows),
-            run_config=ray.train.RunConfig(name="fit", storage_path=storage),
+            run_config=ray.train.RunConfig(
+                name="fit",
+                storage_path=storage,
+                failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
+            ),
         )
         try:
             outcome = trainer.fit().return_value  # type: ignore[attr-defined]
@@ -133,7 +138,7 @@ def fit_on_ray(
     return outcome
 
 
-def _resources(config: FitConfig, run: RunConfig) -> tuple[int, int, bool]:
+def _resources(config: FitConfig, run: FitRunConfig) -> tuple[int, int, bool]:
     """Number of workers, CPUs of each, and whether each has a GPU: one worker a GPU, else one a node."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = config.device != "cpu" and gpus > 0
@@ -172,6 +177,7 @@ def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
             device=device,
             start=task["start"],
             watch=StepLog() if comm.rank == 0 else None,
+            checkpoints=CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None,
         )
     except RaydkmError as error:
         return error

@@ -1,4 +1,4 @@
-"""The first look at the data: extent, fingerprint and the seeding sample, in one pass."""
+"""The first two passes over the data: extent, fingerprint and seeding sample; then the moments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raydkm.errors import InputError
 from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.frame import Frame
 from raydkm.ops.keys import content_hashes, draw_keys, sample_weights
-from raydkm.ops.moments import Extent
+from raydkm.ops.moments import Extent, Moments, moment_fields, moment_statistics, moments
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,13 @@ def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
     if len(rows) == 0:
         raise InputError("all weights are zero: no row counts")
     return Survey(extent, f"{extent.rows}x{dims[0]}:{fingerprint:016x}", rows, weight)
+
+
+def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool) -> Moments:
+    """The moments of all rows in the frame: the second pass."""
+    fields = moment_fields(extent, frame, covariance=covariance)
+    statistics = passes.sum(fields, moment_statistics(frame, covariance=covariance))
+    return moments(statistics, extent, frame, covariance=covariance)
 
 
 def _smallest(passes: Passes, keys: np.ndarray, count: int) -> tuple[Tensor, Tensor]:

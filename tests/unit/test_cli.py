@@ -12,7 +12,7 @@ import typer
 
 import raydkm
 from raydkm.cli import app, main
-from raydkm.config import FitConfig, RunConfig
+from raydkm.config import FitConfig, FitRunConfig, RunConfig
 
 GOOD = [[float(i), float(i * i % 7)] for i in range(12)]
 
@@ -57,7 +57,7 @@ def options_of(command: str) -> set[str]:
 
 
 def test_fit_has_an_option_for_every_parameter() -> None:
-    declared = {f"--{name.replace('_', '-')}" for name in [*FitConfig.model_fields, *RunConfig.model_fields]}
+    declared = {f"--{name.replace('_', '-')}" for name in [*FitConfig.model_fields, *FitRunConfig.model_fields]}
     assert options_of("fit") == declared | {"--out", "--config", "--overwrite", "--json"}
 
 

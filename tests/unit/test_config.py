@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raydkm.config import FitConfig, RunConfig, configure, read_yaml
+from raydkm.config import FitConfig, FitRunConfig, configure, read_yaml
 from raydkm.errors import ConfigError
 
 
@@ -15,13 +15,13 @@ def test_options_are_sorted_into_what_determines_the_result_and_what_does_not() 
     config, run = configure({"clusters": 3, "balance": 0.5, "threads": 2, "engine": "local"})
     assert (config.clusters, config.balance) == (3, 0.5)
     assert (run.threads, run.engine) == (2, "local")
-    assert configure({}) == (FitConfig(), RunConfig())
+    assert configure({}) == (FitConfig(), FitRunConfig())
 
 
-@pytest.mark.parametrize("model", [FitConfig, RunConfig])
+@pytest.mark.parametrize("model", [FitConfig, FitRunConfig])
 def test_every_parameter_is_described_once(model) -> None:
     assert all(field.description for field in model.model_fields.values())
-    assert not set(FitConfig.model_fields) & set(RunConfig.model_fields)
+    assert not set(FitConfig.model_fields) & set(FitRunConfig.model_fields)
 
 
 @pytest.mark.parametrize(("name", "hint"), [("cluster", "clusters"), ("ballance", "balance"), ("thread", "threads")])

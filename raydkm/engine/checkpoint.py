@@ -1,0 +1,119 @@
+"""Checkpoints: one file with all that a fit needs to go on, and nothing that depends on its workers."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from raydkm.config import FitConfig
+from raydkm.errors import ConfigError, ModelError, OutputError
+from raydkm.objectives import State
+
+_NAME = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a fit has come to, and what it is a fit of.
+
+    Parameters
+    ----------
+    state : State
+    history : list of dict
+        One entry for each step done.
+    seeding : dict
+        How the fit was seeded.
+    config : dict
+        The fields of `FitConfig`.
+    fingerprint : str
+        Of the data.
+    """
+
+    state: State
+    history: list[dict[str, Any]]
+    seeding: dict[str, Any]
+    config: dict[str, Any]
+    fingerprint: str
+
+    def check(self, config: FitConfig, fingerprint: str) -> None:
+        """Refuse to go on with other parameters (but `max_steps`, which only ends a fit) or other data."""
+        now = config.model_dump()
+        for name, was in self.config.items():
+            if name != "max_steps" and now.get(name) != was:
+                raise ConfigError(f"this run was started with {name} {was!r}, not {now.get(name)!r}; name another run")
+        if self.fingerprint != fingerprint:
+            raise ConfigError(
+                f"this run was started on other data (rows x dimensions: fingerprint {self.fingerprint}, "
+                f"now {fingerprint}); name another run"
+            )
+
+
+class CheckpointFile:
+    """The newest checkpoint of a run, replaced atomically.
+
+    Parameters
+    ----------
+    run_dir : str
+        Path or URI of the run's directory, which all nodes can reach.
+    every : float
+        Seconds between checkpoints.
+    """
+
+    def __init__(self, run_dir: str, every: float):
+        self._files, directory = (
+            fs.FileSystem.from_uri(run_dir) if "://" in run_dir else (fs.LocalFileSystem(), run_dir)
+        )
+        self._path = f"{directory.rstrip('/')}/{_NAME}"
+        self._every = every
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._saved >= self._every
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint beside the last one, then put it in its place."""
+        described = {
+            "step": checkpoint.state.step,
+            "history": checkpoint.history,
+            "seeding": checkpoint.seeding,
+            "config": checkpoint.config,
+            "fingerprint": checkpoint.fingerprint,
+        }
+        tensors = {"prototypes": checkpoint.state.prototypes, "log_s": checkpoint.state.log_s}
+        content = save_tensors(tensors, metadata={"raydkm": json.dumps(described)})
+        try:
+            self._files.create_dir(self._path.rpartition("/")[0], recursive=True)
+            with self._files.open_output_stream(self._path + ".partial") as stream:
+                stream.write(content)
+            self._files.move(self._path + ".partial", self._path)
+        except (OSError, pa.ArrowException) as error:
+            raise OutputError(f"cannot write the checkpoint {self._path}: {error}") from None
+        self._saved = time.monotonic()
+
+    def load(self) -> Checkpoint | None:
+        """The last checkpoint, or None if there is none yet; raise `ModelError` if it is damaged."""
+        if self._files.get_file_info(self._path).type == fs.FileType.NotFound:
+            return None
+        try:
+            with self._files.open_input_stream(self._path) as stream:
+                content = stream.read()
+            tensors = load_tensors(content)
+            size = int.from_bytes(content[:8], "little")
+            described = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["raydkm"])
+            return Checkpoint(
+                state=State(described["step"], tensors["prototypes"], tensors["log_s"]),
+                history=described["history"],
+                seeding=described["seeding"],
+                config=described["config"],
+                fingerprint=described["fingerprint"],
+            )
+        except (KeyError, ValueError, OSError, SafetensorError, pa.ArrowException) as error:
+            raise ModelError(f"{self._path}: not a readable checkpoint ({error}); remove it to start again") from None

@@ -1,0 +1,94 @@
+"""Where a fit begins: at prototypes given, or at the best of several seedings of the sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from raydkm.config import FitConfig
+from raydkm.data.source import MemorySource
+from raydkm.engine.comm import Solo
+from raydkm.engine.loop import adm
+from raydkm.engine.passes import Passes
+from raydkm.engine.survey import Survey, measure
+from raydkm.errors import ConfigError, InputError
+from raydkm.objectives import State
+from raydkm.objectives.distance import DistanceObjective
+from raydkm.ops.frame import Frame
+from raydkm.ops.moments import Moments
+from raydkm.ops.seeding import SEEDINGS
+
+#: Steps of each restart on the seeding sample, before the best is chosen.
+RESTART_STEPS = 20
+MIN_SEED_ROWS = 8_192
+SEED_ROWS_PER_CLUSTER = 32
+
+
+def seed_rows(config: FitConfig, total: int) -> int:
+    """Rows in the seeding sample of a data set of `total` rows."""
+    wanted = config.seed_rows or max(MIN_SEED_ROWS, SEED_ROWS_PER_CLUSTER * config.clusters)
+    return min(total, max(wanted, config.clusters))
+
+
+def given(start: np.ndarray, config: FitConfig, frame: Frame) -> State:
+    """The state at initial prototypes `start` (K, d), in the coordinates of the data."""
+    start = np.asarray(start, dtype=np.float64)
+    expected = (config.clusters, len(frame.shift))
+    if start.shape != expected:
+        raise ConfigError(f"initial prototypes have shape {start.shape}, expected {expected}")
+    if not np.isfinite(start).all():
+        raise ConfigError("initial prototypes hold NaN or infinite values")
+    prototypes = frame.normalise(torch.from_numpy(start)) - frame.shift
+    if not bool(prototypes.isfinite().all()):
+        raise ConfigError("initial prototypes: a zero vector has no direction (metric cosine)")
+    return State(0, prototypes, torch.zeros(config.clusters, dtype=torch.float64))
+
+
+def seeded(
+    passes: Passes,
+    look: Survey,
+    config: FitConfig,
+    frame: Frame,
+    objective: Callable[[Moments], DistanceObjective],
+) -> tuple[State, dict[str, Any]]:
+    """Seed on the sample; of several restarts, each a short fit of the sample, return the best.
+
+    The fit goes on from where the best restart has come to, or, where the sample is all there is, repeats it from
+    its beginning, so that the history tells the whole course.
+    """
+    z, weight = frame(look.sample_rows), look.sample_weight
+    clusters, seeds = config.clusters, SEEDINGS[config.init]
+    if len(z) < clusters:
+        raise InputError(f"{clusters} clusters but only {len(z)} rows of positive weight")
+
+    def drawn(restart: int) -> State:
+        rng = np.random.Generator(np.random.Philox(key=[config.seed, restart]))
+        prototypes = seeds(z, weight, clusters, rng).double()
+        return State(0, prototypes, torch.zeros(clusters, dtype=torch.float64))
+
+    if config.n_init == 1:
+        return drawn(0), {"init": config.init, "sample_rows": len(z)}
+
+    weighted = None if bool((weight == weight[0]).all()) else weight
+    alone = Passes(MemorySource(look.sample_rows, weighted).to(passes.device), Solo(), passes.device)
+    heaviest = 1.0 if weighted is None else float(weight.max())
+    extent = replace(look.extent, rows=len(z), max_weight=heaviest)
+    goal = objective(measure(alone, extent, frame, covariance=False))
+
+    def restart(number: int) -> tuple[int, float, State]:
+        reached: list[float] = []
+        state = adm(goal, drawn(number), alone, RESTART_STEPS, lambda _state, terms, _: reached.append(terms.objective))
+        return number, reached[-1], replace(state, step=0)
+
+    comm = passes.comm
+    mine = list(passes.map(restart, range(comm.rank, config.n_init, comm.world_size)))
+    objectives = dict(pair for part in comm.all_gather([(number, value) for number, value, _ in mine]) for pair in part)
+    best = min(objectives, key=lambda number: (objectives[number], number))
+    [state] = [s for s in comm.all_gather(next((s for number, _, s in mine if number == best), None)) if s is not None]
+    reached = [objectives[number] for number in range(config.n_init)]
+    state = drawn(best) if len(z) == look.extent.rows else state
+    return state, {"init": config.init, "sample_rows": len(z), "restart_objectives": reached}

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import raydkm
+from raydkm.config import FitConfig
+from raydkm.engine.checkpoint import Checkpoint, CheckpointFile
+from raydkm.errors import ConfigError, ModelError
+from raydkm.objectives import State
+
+OPTIONS = {"clusters": 40, "tol": 0, "max_steps": 60, "n_init": 1, "temperature": "0.3Tc", "balance": 0.5}
+
+
+def checkpoint(step: int = 3) -> Checkpoint:
+    rng = np.random.default_rng(0)
+    state = State(step, torch.from_numpy(rng.standard_normal((4, 3))), torch.from_numpy(rng.standard_normal(4)))
+    return Checkpoint(state, [{"step": 1, "objective": 0.1 + 0.2}], {"init": "random"}, FitConfig().model_dump(), "f")
+
+
+def test_a_checkpoint_comes_back_to_the_last_bit(tmp_path: Path) -> None:
+    file = CheckpointFile(str(tmp_path / "new" / "run"), every=0)
+    assert file.load() is None
+    for step in (3, 4):
+        file.save(checkpoint(step))
+    found = file.load()
+    assert found is not None
+    assert found.state.step == 4
+    assert torch.equal(found.state.prototypes, checkpoint().state.prototypes)
+    assert torch.equal(found.state.log_s, checkpoint().state.log_s)
+    assert (found.history, found.config) == (checkpoint().history, checkpoint().config)
+    assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["checkpoint.safetensors"]
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
+    file = CheckpointFile(f"file://{tmp_path}", every=0)
+    file.save(checkpoint())
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ModelError, match="not a readable checkpoint"):
+        file.load()
+
+
+def test_other_parameters_or_data_are_refused_with_the_difference_named() -> None:
+    saved = checkpoint()
+    saved.check(FitConfig(max_steps=7), "f")
+    with pytest.raises(ConfigError, match=r"balance 0\.0, not 0\.5"):
+        saved.check(FitConfig(balance=0.5), "f")
+    with pytest.raises(ConfigError, match="other data"):
+        saved.check(FitConfig(), "g")
+
+
+def test_a_fit_that_was_cut_short_goes_on_to_the_same_bits(blobs, tmp_path: Path) -> None:
+    x, _ = blobs(rows=500, dim=4, clusters=5)
+    whole = raydkm.fit(x, **OPTIONS)
+    run = {"run_dir": str(tmp_path / "run"), "checkpoint_every": 0}
+    raydkm.fit(x, **{**OPTIONS, "max_steps": 11}, **run)
+    resumed = raydkm.fit(x, **OPTIONS, **run)
+    assert resumed.checksum() == whole.checksum()
+    assert [e["objective"] for e in resumed.history] == [e["objective"] for e in whole.history]
+    with pytest.raises(ConfigError, match="clusters 40, not 39"):
+        raydkm.fit(x, **{**OPTIONS, "clusters": 39}, **run)
+    with pytest.raises(ConfigError, match="other data"):
+        raydkm.fit(x[1:], **OPTIONS, **run)
+
+
+def test_a_settled_fit_started_again_stays_as_it_is(blobs, tmp_path: Path) -> None:
+    x, _ = blobs(rows=300, dim=3, clusters=4)
+    run = {"run_dir": str(tmp_path / "run"), "clusters": 4}
+    assert raydkm.fit(x, **run).checksum() == raydkm.fit(x, **run).checksum()
+
+
+FIT = """
+import sys, numpy as np, raydkm
+x = np.random.default_rng(0).standard_normal((20000, 16)).astype(np.float32)
+model = raydkm.fit(x, run_dir=sys.argv[1], checkpoint_every=0, **OPTIONS)
+print(model.checksum())
+"""
+
+
+@pytest.mark.parametrize("steps", [2, 30])
+def test_after_a_kill_the_same_bits_come_out(tmp_path: Path, steps: int) -> None:
+    script = tmp_path / "fit.py"
+    script.write_text(f"import json\nOPTIONS = json.loads({json.dumps(json.dumps(OPTIONS))})\n{FIT}")
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    with subprocess.Popen([sys.executable, script, killed], stderr=subprocess.DEVNULL) as process:
+        file = CheckpointFile(str(killed), every=0)
+        while process.poll() is None and ((saved := file.load()) is None or saved.state.step < steps):
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    sums = [
+        subprocess.run([sys.executable, script, run], capture_output=True, text=True, check=True).stdout
+        for run in (killed, undisturbed)
+    ]
+    assert sums[0] == sums[1]
