@@ -66,7 +66,7 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
             except BaseException:
                 replaced.rename(path)
                 raise
-            shutil.rmtree(replaced)
+            shutil.rmtree(replaced, ignore_errors=True)
         else:
             staging.rename(path)
         _flush(path.parent)

@@ -55,6 +55,8 @@ def assign(
     began = time.perf_counter()
     run = build(RunConfig, options)
     check_free(out, overwrite=overwrite)
+    if not isinstance(model, Model):
+        check_apart(out, [os.fspath(model)])
     model = model if isinstance(model, Model) else load(model)
     if top is not None and not 1 <= top <= model.clusters:
         raise ConfigError(f"top {top}: the model has {model.clusters} clusters")

@@ -69,11 +69,12 @@ def fit(
     ConfigError, InputError, OutputError
         Before anything is written.
     """
+    prototypes = [str(options.get("init"))] if str(options.get("init")).endswith(".npy") else []
     start = initial_prototypes(options)
     config, run = configure(options)
     if out is not None:
         check_free(out, overwrite=overwrite)
-        check_apart(out, find_files(data) if names_files(data) else [])
+        check_apart(out, [*(find_files(data) if names_files(data) else []), *prototypes])
     model, _ = fit_model(data, config, run, start=start, sample_weight=sample_weight)
     if out is not None:
         model.save(out, overwrite=overwrite)

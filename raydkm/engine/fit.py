@@ -91,8 +91,9 @@ def fit_rows(
     with thread_pool(threads) as pool:
         passes = Passes(source, comm, device, threads, pool.map)
         look = survey(passes, config.metric, seed_rows(config, source.total), config.seed)
-        if config.clusters > look.extent.rows:
-            raise InputError(f"{config.clusters} clusters but only {look.extent.rows} rows; ask for fewer clusters")
+        if config.clusters > look.counted:
+            counted = "rows" if look.counted == look.extent.rows else "rows of positive weight"
+            raise InputError(f"{config.clusters} clusters but only {look.counted} {counted}; ask for fewer clusters")
         frame = _frame_at_sample_mean(look, config.metric)
         _check_scale(look.extent, frame)
         facts = measure(passes, look.extent, frame, covariance=config.has_temperature)
@@ -133,7 +134,7 @@ def fit_rows(
 
         if not (history and history[-1]["settled"]):
             state = adm(goal, state, passes, config.max_steps, record)
-        if not history[-1]["settled"]:
+        if comm.rank == 0 and not history[-1]["settled"]:
             logger.warning("stopped after max_steps = %d steps, before the fit had settled", config.max_steps)
         clock.lap("steps")
 
@@ -180,7 +181,7 @@ def _frame_at_sample_mean(look: Survey, metric: str) -> Frame:
 
 def _check_scale(extent: Extent, frame: Frame) -> None:
     largest = float(extent.bound(frame).max())
-    if 0 < largest < 1 / LARGEST:
+    if 1e-6 * float(frame.shift.abs().max()) < largest < 1 / LARGEST:  # else the rows are equal but for rounding
         raise InputError(f"no value differs by more than {largest:.3g} from the mean; scale the data up")
     if extent.max_weight < 1 / LARGEST:
         raise InputError(f"no weight is above {extent.max_weight:.3g}; scale the weights up")

@@ -15,7 +15,7 @@ from raydkm.engine.comm import Solo
 from raydkm.engine.loop import adm
 from raydkm.engine.passes import Passes
 from raydkm.engine.survey import Survey, measure
-from raydkm.errors import ConfigError, InputError
+from raydkm.errors import ConfigError
 from raydkm.objectives import State
 from raydkm.objectives.distance import DistanceObjective
 from raydkm.ops.frame import Frame
@@ -60,23 +60,21 @@ def seeded(
     The fit goes on from where the best restart has come to, or, where the sample is all there is, repeats it from
     its beginning, so that the history tells the whole course.
     """
-    z, weight = frame(look.sample_rows), look.sample_weight
-    clusters, seeds = config.clusters, SEEDINGS[config.init]
-    if len(z) < clusters:
-        raise InputError(f"{clusters} clusters but only {len(z)} rows of positive weight")
+    clusters, weight = config.clusters, look.sample_weight
+    among = torch.arange(max(clusters, len(weight))) % len(weight)  # rows again and again, if too few of them differ
 
     def drawn(restart: int) -> State:
         rng = np.random.Generator(np.random.Philox(key=[config.seed, restart]))
-        prototypes = seeds(z, weight, clusters, rng).double()
+        prototypes = SEEDINGS[config.init](frame(look.sample_rows)[among], weight[among], clusters, rng).double()
         return State(0, prototypes, torch.zeros(clusters, dtype=torch.float64))
 
     if config.n_init == 1:
-        return drawn(0), {"init": config.init, "sample_rows": len(z)}
+        return drawn(0), {"init": config.init, "sample_rows": len(weight)}
 
     weighted = None if bool((weight == weight[0]).all()) else weight
     alone = Passes(MemorySource(look.sample_rows, weighted).to(passes.device), Solo(), passes.device)
     heaviest = 1.0 if weighted is None else float(weight.max())
-    extent = replace(look.extent, rows=len(z), max_weight=heaviest)
+    extent = replace(look.extent, rows=len(weight), max_weight=heaviest)
     goal = objective(measure(alone, extent, frame, covariance=False))
 
     def restart(number: int) -> tuple[int, float, State]:
@@ -90,5 +88,5 @@ def seeded(
     best = min(objectives, key=lambda number: (objectives[number], number))
     [state] = [s for s in comm.all_gather(next((s for number, _, s in mine if number == best), None)) if s is not None]
     reached = [objectives[number] for number in range(config.n_init)]
-    state = drawn(best) if len(z) == look.extent.rows else state
-    return state, {"init": config.init, "sample_rows": len(z), "restart_objectives": reached}
+    state = drawn(best) if look.sample_is_all else state
+    return state, {"init": config.init, "sample_rows": len(weight), "restart_objectives": reached}

@@ -9,6 +9,7 @@ from operator import or_
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raydkm.engine.passes import Passes
@@ -29,16 +30,22 @@ class Survey:
         Of the rows of all workers.
     fingerprint : str
         Of the rows' contents and weights, whatever their order, files or distribution.
+    counted : int
+        Rows of positive weight.
     sample_rows : Tensor (m, d)
-        A weighted sample without replacement of the rows of positive weight, sorted by their keys.
+        A weighted sample, without replacement, of the rows of positive weight, sorted by their keys.
     sample_weight : Tensor (m,) of float64
         Weights with which the sample stands for all rows.
+    sample_is_all : bool
+        Whether every row (of positive weight) is in the sample, or is identical to one that is.
     """
 
     extent: Extent
     fingerprint: str
+    counted: int
     sample_rows: Tensor
     sample_weight: Tensor
+    sample_is_all: bool
 
 
 def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
@@ -63,10 +70,11 @@ def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
     looks = [look for part in comm.all_gather(passes.each(look)) for look in part]
     extent = reduce(or_, (extent for extent, _ in looks))
     fingerprint = sum(fingerprint for _, fingerprint in looks) % 2**64
-    rows, weight = _smallest(passes, keys, sample_size)
-    if len(rows) == 0:
+    counted = sum(comm.all_gather(int(np.isfinite(keys).sum())))
+    if counted == 0:
         raise InputError("all weights are zero: no row counts")
-    return Survey(extent, f"{extent.rows}x{dims[0]}:{fingerprint:016x}", rows, weight)
+    rows, weight, complete = _draw(passes, keys, sample_size)
+    return Survey(extent, f"{extent.rows}x{dims[0]}:{fingerprint:016x}", counted, rows, weight, complete)
 
 
 def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool) -> Moments:
@@ -76,19 +84,33 @@ def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool) -
     return moments(statistics, extent, frame, covariance=covariance)
 
 
-def _smallest(passes: Passes, keys: np.ndarray, count: int) -> tuple[Tensor, Tensor]:
-    """Rows and weights of the sample: the `count` smallest keys over all workers, sorted."""
+def _draw(passes: Passes, keys: NDArray[np.float64], count: int) -> tuple[Tensor, Tensor, bool]:
+    """Rows, weights and completeness of the sample: the `count` smallest different keys over all workers, sorted.
+
+    Rows that share a key are identical; one of them stands for all, with their number as a factor of its weight.
+    """
     source, comm = passes.source, passes.comm
-    eligible = keys[np.isfinite(keys)]
-    mine = np.partition(eligible, count)[: count + 1] if count < len(eligible) else eligible
-    everyone = np.concatenate(comm.all_gather(mine))
-    threshold = np.partition(everyone, count)[count] if count < len(everyone) else np.inf
+    everyone = np.unique(np.concatenate(comm.all_gather(_smallest(keys, count + 1))))
+    threshold = everyone[count] if count < len(everyone) else np.inf
     positions = np.flatnonzero(keys < threshold)
-    positions = positions[np.argsort(keys[positions], kind="stable")]
-    parts = comm.all_gather((keys[positions], *source.take(torch.from_numpy(positions))))
+    mine, places, copies = np.unique(keys[positions], return_index=True, return_counts=True)
+    parts = comm.all_gather((mine, copies, *source.take(torch.from_numpy(positions[places]))))
     parts = [part for part in parts if len(part[0])]
-    if not parts:
-        return torch.empty(0, source.dim), torch.empty(0, dtype=torch.float64)
-    order = torch.from_numpy(np.argsort(np.concatenate([part[0] for part in parts]), kind="stable"))
-    weight = sample_weights(torch.cat([part[2] for part in parts])[order].numpy(), threshold)
-    return torch.cat([part[1] for part in parts])[order], torch.from_numpy(weight)
+    found = np.concatenate([part[0] for part in parts])
+    _, places, which = np.unique(found, return_index=True, return_inverse=True)
+    copies = np.bincount(which, weights=np.concatenate([part[1] for part in parts]))
+    weight = copies * sample_weights(torch.cat([part[3] for part in parts]).numpy()[places], threshold)
+    rows = torch.cat([part[2] for part in parts])[torch.from_numpy(places)]
+    return rows, torch.from_numpy(weight), bool(np.isinf(threshold))
+
+
+def _smallest(keys: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The `count` smallest different finite keys, or all there are, sorted."""
+    keys = keys[np.isfinite(keys)]
+    looked_at = count
+    while looked_at < len(keys):
+        found = np.unique(np.partition(keys, looked_at)[:looked_at])
+        if len(found) == count:
+            return found
+        looked_at *= 2
+    return np.unique(keys)[:count]

@@ -449,3 +449,21 @@ def test_the_history_tells_every_step(blobs) -> None:
     assert model.record["steps"] == 2
     assert not model.record["settled"]
     assert not any(entry["settled"] for entry in model.history)
+
+
+@pytest.mark.parametrize(("copies", "seed_rows"), [(40, 30), (40, 2000), (3, 20_000)])
+def test_a_data_set_repeated_many_times_is_seeded_from_as_many_different_rows(copies: int, seed_rows: int) -> None:
+    x = np.random.default_rng(0).standard_normal((BATCH_ROWS, 4)).astype(np.float32)
+    source = MemorySource.from_array(np.tile(x, (copies, 1)))
+    look = survey(Passes(source, Solo(), torch.device("cpu")), "euclidean", seed_rows, 0)
+    expected = min(seed_rows, BATCH_ROWS)
+    assert len(np.unique(look.sample_rows.numpy(), axis=0)) == len(look.sample_rows) == expected
+    assert look.sample_weight.sum() == pytest.approx(source.total, rel=0.3)
+    assert look.sample_is_all == (seed_rows >= BATCH_ROWS)
+
+
+def test_more_clusters_than_different_rows_still_get_a_prototype_each() -> None:
+    x = np.tile(np.arange(8.0)[:, None], (2 * BATCH_ROWS // 8, 1))
+    model = raydkm.fit(x, clusters=BATCH_ROWS + 50, objective="kmeans", n_init=1, max_steps=3)
+    assert model.record["inertia"] < 1e-3
+    assert bool(model.prototypes.isfinite().all())
