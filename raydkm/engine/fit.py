@@ -118,7 +118,8 @@ def fit_rows(
         if saved is not None:
             saved.check(config, look.fingerprint)
             state, seeding, history = saved.state, saved.seeding, list(saved.history)
-            logger.info("going on after step %d", state.step)
+            if comm.rank == 0:
+                logger.info("going on after step %d", state.step)
         elif start is not None:
             state, seeding, history = given(start, config, frame), {"init": "array"}, []
         else:
