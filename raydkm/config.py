@@ -8,6 +8,7 @@ determines where and how fast it is computed.
 from __future__ import annotations
 
 import math
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -146,6 +147,11 @@ class FitRunConfig(RunConfig):
     )
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints in run_dir.")
     max_failures: int = Field(3, ge=0, description="Lost workers or nodes after which a Ray run gives up.")
+
+    @field_validator("run_dir")
+    @classmethod
+    def _same_place_for_every_worker(cls, run_dir: str | None) -> str | None:
+        return run_dir if run_dir is None or "://" in run_dir else os.path.abspath(run_dir)
 
 
 def _number(text: Any) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from raydkm.config import FitConfig
-from raydkm.errors import ConfigError, ModelError, OutputError
+from raydkm.errors import ConfigError, ModelError
 from raydkm.objectives import State
+
+logger = logging.getLogger("raydkm")
 
 _NAME = "checkpoint.safetensors"
 
@@ -62,15 +65,16 @@ class CheckpointFile:
     Parameters
     ----------
     run_dir : str
-        Path or URI of the run's directory, which all nodes can reach.
+        Absolute path or URI of the run's directory, which all nodes can reach.
     every : float
         Seconds between checkpoints.
     """
 
     def __init__(self, run_dir: str, every: float):
-        self._files, directory = (
-            fs.FileSystem.from_uri(run_dir) if "://" in run_dir else (fs.LocalFileSystem(), run_dir)
-        )
+        try:
+            self._files, directory = fs.FileSystem.from_uri(run_dir)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"run_dir {run_dir}: {error}") from None
         self._path = f"{directory.rstrip('/')}/{_NAME}"
         self._every = every
         self._saved = time.monotonic()
@@ -79,7 +83,10 @@ class CheckpointFile:
         return time.monotonic() - self._saved >= self._every
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint beside the last one, then put it in its place."""
+        """Write a checkpoint beside the last one, then put it in its place.
+
+        A fit whose checkpoint cannot be written goes on, with a warning.
+        """
         described = {
             "step": checkpoint.state.step,
             "history": checkpoint.history,
@@ -95,14 +102,14 @@ class CheckpointFile:
                 stream.write(content)
             self._files.move(self._path + ".partial", self._path)
         except (OSError, pa.ArrowException) as error:
-            raise OutputError(f"cannot write the checkpoint {self._path}: {error}") from None
+            logger.warning("going on without a checkpoint of step %d: %s", checkpoint.state.step, error)
         self._saved = time.monotonic()
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint, or None if there is none yet; raise `ModelError` if it is damaged."""
-        if self._files.get_file_info(self._path).type == fs.FileType.NotFound:
-            return None
         try:
+            if self._files.get_file_info(self._path).type == fs.FileType.NotFound:
+                return None
             with self._files.open_input_stream(self._path) as stream:
                 content = stream.read()
             tensors = load_tensors(content)

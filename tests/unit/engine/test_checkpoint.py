@@ -50,6 +50,23 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
         file.load()
 
 
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = CheckpointFile(str(tmp_path), every=0)
+    file.save(checkpoint(3))
+    (tmp_path / "checkpoint.safetensors.partial").mkdir()  # in the way
+    file.save(checkpoint(4))
+    assert "without a checkpoint of step 4" in caplog.text
+    assert (saved := file.load()) is not None
+    assert saved.state.step == 3
+
+
+def test_a_run_directory_that_no_file_system_knows_is_refused() -> None:
+    with pytest.raises(ConfigError, match="run_dir"):
+        CheckpointFile("nowhere://bucket/run", every=0)
+
+
 def test_other_parameters_or_data_are_refused_with_the_difference_named() -> None:
     saved = checkpoint()
     saved.check(FitConfig(max_steps=7), "f")
