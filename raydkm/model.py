@@ -95,16 +95,6 @@ class Model:
         device = device or torch.device("cpu")
         return Scores.of(self.prototypes, self.log_s, self.temperature, torch.float32, device)
 
-    def headline(self) -> dict[str, Any]:
-        """What a person looks for first."""
-        return {
-            "objective": self.config.objective,
-            "clusters": self.clusters,
-            "dim": self.dim,
-            "metric": self.config.metric,
-            "temperature": self.temperature,
-        }
-
     def checksum(self) -> str:
         """SHA-256 of the tensors: the identity of what the model computes."""
         return hashlib.sha256(self._tensors()).hexdigest()
@@ -115,13 +105,18 @@ class Model:
             _TENSORS: self._tensors(),
             _HISTORY: "".join(json.dumps(entry) + "\n" for entry in self.history).encode(),
         }
-        described = {
+        described: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
-            **self.headline(),
+            "objective": self.config.objective,
+            "clusters": self.clusters,
+            "dim": self.dim,
+            "metric": self.config.metric,
+            "temperature": self.temperature,
             "config": self.config.model_dump(),
             "record": self.record,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
+        described["sha256"][_JSON] = _own_checksum(described)
         with new_directory(path, overwrite=overwrite) as staging:
             for name, content in files.items():
                 (staging / name).write_bytes(content)
@@ -152,6 +147,8 @@ def load(path: str | os.PathLike) -> Model:
         found = described.get("schema_version") if isinstance(described, dict) else None
         raise ModelError(f"{place}: schema version {found}, this raydkm reads version {SCHEMA_VERSION}")
     try:
+        if described["sha256"].pop(_JSON) != _own_checksum(described):
+            raise ModelError(f"{place / _JSON}: its checksum differs from its content; the file was changed")
         content = {name: _verified(place / name, described["sha256"][name]) for name in (_TENSORS, _HISTORY)}
         tensors = load_tensors(content[_TENSORS])
         model = Model(
@@ -162,13 +159,16 @@ def load(path: str | os.PathLike) -> Model:
             history=[json.loads(line) for line in content[_HISTORY].splitlines()],
         )
         _check_shapes(model, place)
-        if any(described[name] != value for name, value in model.headline().items()):
-            raise ModelError(f"{place / _JSON}: it contradicts itself about {', '.join(model.headline())}")
     except RaydkmError:
         raise
     except (LookupError, TypeError, ValueError, SafetensorError) as error:
         raise ModelError(f"{place}: damaged ({type(error).__name__}: {str(error).splitlines()[0]})") from None
     return model
+
+
+def _own_checksum(described: dict[str, Any]) -> str:
+    """SHA-256 of the description as canonical JSON, without this checksum."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _verified(path: Path, expected: str) -> bytes:

@@ -64,7 +64,7 @@ def assign(
     table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
     check_apart(out, table.files)
     with new_directory(out, overwrite=overwrite) as staging:
-        task = AssignTask(table, tuple(keep), top, str(staging.resolve()))
+        task = AssignTask(table, tuple(dict.fromkeys(keep)), top, str(staging.resolve()))
         if on_ray(run):
             from raydkm.engine.ray_assign import assign_on_ray
 

@@ -41,9 +41,23 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 def describe(place: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the description, with its checksum, as a faulty writer would."""
     described = json.loads((place / DESCRIPTION).read_text())
+    del described["sha256"][DESCRIPTION]
     change(described)
+    if isinstance(described.get("sha256"), dict):
+        content = json.dumps(described, sort_keys=True).encode()
+        described["sha256"][DESCRIPTION] = hashlib.sha256(content).hexdigest()
     (place / DESCRIPTION).write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize(("was", "now"), [('"dim": 3', '"dim": 4'), ('"steps": 5', '"steps": 6')])
+def test_a_description_edited_by_hand_is_refused(copy: Path, was: str, now: str) -> None:
+    text = (copy / DESCRIPTION).read_text()
+    assert was in text
+    (copy / DESCRIPTION).write_text(text.replace(was, now))
+    with pytest.raises(ModelError, match="checksum differs"):
+        raydkm.load(copy)
 
 
 def forge(place: Path, name: str, content: bytes) -> None:
@@ -166,7 +180,6 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "an unknown parameter": lambda d: d["config"].update(colour="red"),
     "an impossible parameter": lambda d: d["config"].update(clusters=0),
     "another number of clusters": lambda d: d["config"].update(clusters=5),
-    "a contradiction": lambda d: d.update(dim=7),
     "an unknown objective": lambda d: d["config"].update(objective="mi"),
     "no temperature": lambda d: d.pop("temperature"),
     "a temperature in words": lambda d: d.update(temperature="warm"),

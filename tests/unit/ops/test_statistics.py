@@ -152,3 +152,20 @@ def test_the_grids_hold_ten_to_the_twelfth_rows_and_still_resolve_them() -> None
     assert 10**12 * 2.0 ** fields["counts"] < 2**62
     assert min(fields["counts"], fields["sums"], fields["entropy"]) >= 10
     assert fields["rows"] == 0
+
+
+def test_counts_and_sums_stay_exact_beyond_two_to_the_24th() -> None:
+    rows = 5 * BATCH_ROWS
+    x = np.random.default_rng(0).integers(-8, 8, size=(rows, 2)).astype(np.float32)
+    weight = np.full(rows, 4097.0)  # 2**26.3 altogether, at which a float32 count has long stood still
+    bound = torch.full((2,), 8.0, dtype=torch.float64)
+    scores = Scores.of(
+        torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 1.0, torch.float32, CPU
+    )
+    source = MemorySource.from_array(x, weight)
+    into = Statistics(cluster_fields(1, rows, 4097.0, bound, hard=True))
+    local = hard_statistics(scores, Frame.identity("euclidean", 2), screen=False)
+    for i in range(len(source)):
+        local(source[i], into)
+    assert into["counts"].item() == 4097 * rows
+    np.testing.assert_array_equal(into["sums"][0].numpy(), 4097 * x.astype(np.float64).sum(0))
