@@ -140,6 +140,16 @@ class RunConfig(_Frozen):
 class FitRunConfig(RunConfig):
     """Where a fit is computed, and what survives a failure."""
 
+    cache: Literal["auto", "host", "disk"] = Field(
+        "auto",
+        description="Where a worker holds its rows: host memory, local disk (memory-mapped, in TMPDIR), or auto: in "
+        "memory as far as memory_budget goes.",
+    )
+    memory_budget: float | None = Field(
+        None,
+        gt=0,
+        description="GiB of rows that a worker may hold in memory (default: half its share of the memory).",
+    )
     run_dir: str | None = Field(
         None,
         description="Directory (path or URI, reached by all nodes) for checkpoints; a fit started again with the same "

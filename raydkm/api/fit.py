@@ -26,7 +26,7 @@ from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Solo
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.progress import StepLog
-from raydkm.engine.where import device_of, on_ray, threads_of
+from raydkm.engine.where import device_of, on_ray, row_allocator, threads_of
 from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
 
@@ -109,6 +109,8 @@ def fit_model(
         raise ConfigError("init: give an array (K, d) of initial prototypes, or the path of an .npy file with one")
     is_dataset = type(data).__module__.startswith("ray.data")
     is_paths = not is_dataset and names_files(data)
+    if not is_paths and (run.cache == "disk" or run.memory_budget is not None):
+        raise ConfigError("cache and memory_budget go with Parquet files: other rows are in memory already")
     if is_dataset and run.engine == "local":
         raise ConfigError("a ray.data.Dataset is fitted on Ray; drop engine, or give Parquet paths")
     if sample_weight is not None and (is_dataset or is_paths):
@@ -122,7 +124,7 @@ def fit_model(
         if not is_paths and (run.engine == "ray" or run.workers is not None):
             raise ConfigError("arrays and tables are fitted in this process; for Ray give Parquet paths or a Dataset")
         device = device_of(config)
-        source = _source(data, config, sample_weight)
+        source = _source(data, config, run, sample_weight)
         ingested = time.perf_counter()
         kept = torch.empty(source.rows, dtype=torch.int64)
         threads = threads_of(run)
@@ -151,7 +153,7 @@ def names_files(data: Any) -> bool:
     return isinstance(data, str | os.PathLike)
 
 
-def _source(data: Any, config: FitConfig, sample_weight: ArrayLike | None) -> MemorySource:
+def _source(data: Any, config: FitConfig, run: FitRunConfig, sample_weight: ArrayLike | None) -> MemorySource:
     unit = config.metric == "cosine"
     if not isinstance(data, pa.Table) and not names_files(data):
         if config.column is not None or config.weight is not None:
@@ -168,7 +170,7 @@ def _source(data: Any, config: FitConfig, sample_weight: ArrayLike | None) -> Me
         block = columns.extract(data, "the table", 0, unit=unit)
         return MemorySource.from_blocks([block], len(data))
     table = _parquet(data, config)
-    return MemorySource.from_blocks(table.read(), table.rows)
+    return MemorySource.from_blocks(table.read(), table.rows, allocate=row_allocator(run))
 
 
 def _parquet(data: Any, config: FitConfig) -> ParquetTable:

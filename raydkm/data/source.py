@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydkm.data.columns import Block, check_rows, check_weight
+from raydkm.data.tiers import Allocate, on_host
 from raydkm.errors import InputError
 from raydkm.ops.batch import BATCH_ROWS, Batch
 
@@ -68,13 +69,21 @@ class MemorySource:
         return cls(as_tensor(array), torch.from_numpy(weight))
 
     @classmethod
-    def from_blocks(cls, blocks: Iterable[Block], rows: int, first: int = 0, total: int | None = None) -> MemorySource:
-        """Copy blocks of `rows` rows altogether into one matrix."""
+    def from_blocks(
+        cls,
+        blocks: Iterable[Block],
+        rows: int,
+        *,
+        first: int = 0,
+        total: int | None = None,
+        allocate: Allocate = on_host,
+    ) -> MemorySource:
+        """Copy blocks of `rows` rows altogether into one matrix, in the place that `allocate` makes."""
         matrix: NDArray = np.empty((0, 0), dtype=np.float32)
         weight, filled = None, 0
         for block in blocks:
             if filled == 0:
-                matrix = np.empty((rows, block.rows.shape[1]), dtype=block.rows.dtype)
+                matrix = allocate((rows, block.rows.shape[1]), block.rows.dtype)
                 weight = None if block.weight is None else np.empty(rows)
             elif block.rows.shape[1] != matrix.shape[1]:
                 raise InputError(

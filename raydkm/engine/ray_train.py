@@ -25,11 +25,12 @@ from raydkm.config import FitConfig, FitRunConfig
 from raydkm.data.columns import Block, Columns
 from raydkm.data.parquet import READ_ROWS, ParquetTable
 from raydkm.data.source import MemorySource
+from raydkm.data.tiers import Allocate
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Comm, ProcessGroup
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.progress import StepLog
-from raydkm.engine.where import threads_of
+from raydkm.engine.where import row_allocator, threads_of
 from raydkm.errors import ConfigError, EngineError, InputError, RaydkmError
 from raydkm.ops.batch import BATCH_ROWS
 
@@ -189,10 +190,14 @@ def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
 def _ingest(task: dict[str, Any], comm: Comm) -> MemorySource:
     """This worker's rows; where any worker refuses its own, all raise that error."""
     shard = ray.train.get_dataset_shard("rows")
-    refusal: InputError | None = None
+    refusal: RaydkmError | None = None
     try:
-        source = _read_ranges(task["table"], shard) if "table" in task else _read_blocks(task, shard)
-    except InputError as error:
+        if "table" in task:
+            workers_here = ray.train.get_context().get_local_world_size()
+            source = _read_ranges(task["table"], shard, row_allocator(task["run"], workers_here))
+        else:
+            source = _read_blocks(task, shard)
+    except RaydkmError as error:
         refusal = error
     refusals = [error for error in comm.all_gather(refusal) if error is not None]
     if refusals:
@@ -200,7 +205,7 @@ def _ingest(task: dict[str, Any], comm: Comm) -> MemorySource:
     return source
 
 
-def _read_ranges(table: ParquetTable, shard: Any) -> MemorySource:
+def _read_ranges(table: ParquetTable, shard: Any, allocate: Allocate) -> MemorySource:
     ranges = [(row["start"], row["stop"]) for row in shard.iter_rows()]
 
     def blocks() -> Iterator[Block]:
@@ -208,7 +213,7 @@ def _read_ranges(table: ParquetTable, shard: Any) -> MemorySource:
             yield from table.read(start, stop)
 
     rows = sum(stop - start for start, stop in ranges)
-    return MemorySource.from_blocks(blocks(), rows, first=ranges[0][0], total=table.rows)
+    return MemorySource.from_blocks(blocks(), rows, first=ranges[0][0], total=table.rows, allocate=allocate)
 
 
 def _read_blocks(task: dict[str, Any], shard: Any) -> MemorySource:

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
-from raydkm.config import FitConfig, RunConfig
+from raydkm.config import FitConfig, FitRunConfig, RunConfig
+from raydkm.data.tiers import Allocate, allocator
 from raydkm.errors import ConfigError
 
 
@@ -36,6 +37,13 @@ def on_ray(run: RunConfig) -> bool:
     if run.engine == "local" and run.workers is not None:
         raise ConfigError("workers: the local engine has threads, not workers; drop it or choose engine ray")
     return run.engine == "ray"
+
+
+def row_allocator(run: FitRunConfig, workers: int = 1) -> Allocate:
+    """Where a worker holds its rows, when `workers` share this machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    budget = memory / 2 / workers if run.memory_budget is None else run.memory_budget * 2**30
+    return allocator(run.cache, int(budget))
 
 
 @contextmanager

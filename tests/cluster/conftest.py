@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests of this folder."""
+"""A Ray cluster for each module of this folder; it is gone when other tests run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 ray = pytest.importorskip("ray")
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Four CPUs by name, so that three workers fit on any machine."""
     ray.init(num_cpus=4, logging_level="WARNING")
