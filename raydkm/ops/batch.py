@@ -41,7 +41,7 @@ class Batch:
 
     def tiles(self, frame: Frame, columns: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield (range in the batch, z), with so few rows that z and a product of `columns` columns stay in cache."""
-        size = min(1024, max(128, 2**18 // max(columns, self.rows.shape[1]) // 64 * 64))
+        size = min(BATCH_ROWS, max(128, 2**18 // max(columns, self.rows.shape[1]) // 64 * 64))
         for start in range(0, len(self), size):
             where = slice(start, start + size)
             yield where, frame(self.rows[where])
