@@ -133,22 +133,42 @@ class RunConfig(_Frozen):
         description="local: in this process; ray: on a Ray cluster; auto: ray for a ray.data.Dataset, with "
         "--workers, or where a cluster is connected (RAY_ADDRESS), else local.",
     )
-    workers: int | None = Field(None, ge=1, description="Ray Train workers (default: one a GPU, else one a node).")
+    workers: int | tuple[int, int] | None = Field(
+        None,
+        description="Ray Train workers, or MIN:MAX of them, as many as the cluster has room for at the time (default: "
+        "one a GPU, else one a node).",
+    )
     threads: int | None = Field(None, ge=1, description="Threads of each worker (default: its CPUs).")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.split(":")
+        if isinstance(value, list | tuple) and len(value) == 1:
+            [value] = value
+        parts = value if isinstance(value, list | tuple) else [value]
+        numbers = [int(part) for part in parts if re.fullmatch(r"[0-9]+", str(part))]
+        if value is not None and (
+            len(numbers) != len(parts) or len(parts) > 2 or sorted(numbers) != numbers or numbers[0] < 1
+        ):
+            raise ValueError("must be a positive number of workers, or MIN:MAX with MIN up to MAX")
+        return value if value is None else numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 class FitRunConfig(RunConfig):
     """Where a fit is computed, and what survives a failure."""
 
-    cache: Literal["auto", "host", "disk"] = Field(
+    cache: Literal["auto", "device", "host", "disk", "stream"] = Field(
         "auto",
-        description="Where a worker holds its rows: host memory, local disk (memory-mapped, in TMPDIR), or auto: in "
-        "memory as far as memory_budget goes.",
+        description="Where a worker holds its rows: device (GPU) memory, host memory, local disk (memory-mapped, in "
+        "TMPDIR); stream: nowhere, they are read again at each pass; auto: each part in the fastest with room.",
     )
     memory_budget: float | None = Field(
         None,
         gt=0,
-        description="GiB of rows that a worker may hold in memory (default: half its share of the memory).",
+        description="GiB of rows that a worker may hold in host memory, with cache auto (default: half its share of "
+        "the memory there is).",
     )
     run_dir: str | None = Field(
         None,
@@ -157,6 +177,9 @@ class FitRunConfig(RunConfig):
     )
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints in run_dir.")
     max_failures: int = Field(3, ge=0, description="Lost workers or nodes after which a Ray run gives up.")
+    timeout: float = Field(
+        300.0, gt=0, description="Seconds without an answer after which a worker of a Ray run counts as lost."
+    )
 
     @field_validator("run_dir")
     @classmethod

@@ -23,3 +23,7 @@ class OutputError(RaydkmError, OSError):
 
 class EngineError(RaydkmError, RuntimeError):
     """A distributed run broke one of its promises (rows lost, ranks diverged, workers failed)."""
+
+
+class WorkerLostError(EngineError):
+    """A worker did not come to where the others waited for it. The run is started again from its last checkpoint."""

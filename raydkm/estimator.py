@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from raydkm.api.fit import fit_model, initial_prototypes, names_files
 from raydkm.config import configure
-from raydkm.data.source import MemorySource
+from raydkm.data.source import RowSource
 from raydkm.model import Model
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.soft import SoftAssignment
@@ -160,8 +160,8 @@ class DKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
 
     def _tiles(self, X: Any) -> Any:  # noqa: N803
         model = self._fitted()
-        source = MemorySource.from_array(self._array(X, reset=False), unit=model.config.metric == "cosine")
-        return (z for batch in range(len(source)) for _, z in source[batch].tiles(model.frame(), model.clusters))
+        source = RowSource.from_array(self._array(X, reset=False), unit=model.config.metric == "cosine")
+        return (z for batch in source.batches() for _, z in batch.tiles(model.frame(), model.clusters))
 
     def _array(self, X: Any, *, reset: bool) -> NDArray:  # noqa: N803
         X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X  # noqa: N806

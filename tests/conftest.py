@@ -17,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
-from raydkm.data.source import MemorySource
+from raydkm.data.source import RowSource
 from raydkm.engine.comm import Solo
 from raydkm.engine.passes import Passes
 from raydkm.objectives import OBJECTIVES, State
@@ -120,10 +120,10 @@ def problem() -> Callable[..., Problem]:
         dtype: torch.dtype = torch.float64,
         precision: str = "fp32",
     ) -> Problem:
-        source = MemorySource.from_array(x, weight)
+        source = RowSource.from_array(x, weight)
         passes = Passes(source, Solo(), CPU)
         identity = Frame.identity(metric, x.shape[1], dtype)
-        extent = reduce(or_, (Extent.of(batch, identity) for batch in (source[i] for i in range(len(source)))))
+        extent = reduce(or_, (Extent.of(batch, identity) for batch in source.batches()))
         w = np.ones(len(x)) if weight is None else weight
         unit = identity(torch.from_numpy(np.ascontiguousarray(x))).double().numpy()
         frame = identity.centred_at(torch.from_numpy(w @ unit / w.sum()))

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from raydkm.config import RunConfig
 from raydkm.data.columns import Columns
-from raydkm.data.parquet import ParquetTable, scan_file, schema_of
+from raydkm.data.parquet import ParquetTable, scan_file
 from raydkm.engine.assign import Assigner
 from raydkm.engine.where import threads_of
 from raydkm.errors import InputError
@@ -37,9 +37,9 @@ def evaluate(
     model = model if isinstance(model, Model) else load(model)
     unit = model.config.metric == "cosine"
     table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
-    for path in table.files:
-        if label not in (names := schema_of(path).names):
-            raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(names)}")
+    for path, schema in zip(table.files, table.schemas, strict=True):
+        if label not in schema.names:
+            raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(schema.names)}")
     assigner = Assigner(model, threads=threads_of(RunConfig()))
     columns = Columns(table.columns.features)
     labels, clusters, inertia, entropy = [], [], 0.0, 0.0

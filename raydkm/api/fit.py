@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,19 +22,22 @@ from raydkm.config import FitConfig, FitRunConfig, configure
 from raydkm.data.columns import Columns
 from raydkm.data.files import find_files
 from raydkm.data.parquet import ParquetTable
-from raydkm.data.source import MemorySource
+from raydkm.data.source import RowSource, as_tensor
+from raydkm.data.tiers import Tiers
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Solo
 from raydkm.engine.fit import Fitted, fit_rows
-from raydkm.engine.progress import StepLog
-from raydkm.engine.where import device_of, on_ray, row_allocator, threads_of
-from raydkm.errors import ConfigError, InputError
+from raydkm.engine.progress import Callback, reporter
+from raydkm.engine.where import device_of, on_ray, threads_of, tiers_of
+from raydkm.errors import ConfigError, InputError, RaydkmError
 from raydkm.model import Model
 
 if TYPE_CHECKING:
     import ray.data
 
     Data: TypeAlias = NDArray | Tensor | pa.Table | str | os.PathLike | Iterable[str | os.PathLike] | ray.data.Dataset
+
+logger = logging.getLogger("raydkm")
 
 
 def fit(
@@ -42,6 +46,7 @@ def fit(
     out: str | os.PathLike | None = None,
     overwrite: bool = False,
     sample_weight: ArrayLike | None = None,
+    callbacks: Sequence[Callback] = (),
     **options: Any,
 ) -> Model:
     """Fit a model.
@@ -56,6 +61,9 @@ def fit(
         Whether `out` may be replaced.
     sample_weight : array-like (n,), optional
         Weights of the rows of an array; of other data, name a column (`weight`).
+    callbacks : sequence of callables
+        Called with each event of the fit (`raydkm.engine.progress` has their fields), on Ray in the first worker, so
+        they are pickled. `raydkm.callbacks` has some.
     **options
         The fields of `raydkm.config.FitConfig` and `raydkm.config.FitRunConfig`. `init` may also be an array
         (K, d) of initial prototypes, or the path of an ``.npy`` file that holds one.
@@ -75,7 +83,7 @@ def fit(
     if out is not None:
         check_free(out, overwrite=overwrite)
         check_apart(out, [*(find_files(data) if names_files(data) else []), *prototypes])
-    model, _ = fit_model(data, config, run, start=start, sample_weight=sample_weight)
+    model, _ = fit_model(data, config, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
     if out is not None:
         model.save(out, overwrite=overwrite)
     return model
@@ -102,48 +110,67 @@ def fit_model(
     *,
     start: NDArray | None = None,
     sample_weight: ArrayLike | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[Model, NDArray[np.int64] | None]:
     """Fit, and return the model with the labels of the rows (None where they were on Ray)."""
     began = time.perf_counter()
     if (start is None) == (config.init == "array"):
         raise ConfigError("init: give an array (K, d) of initial prototypes, or the path of an .npy file with one")
-    is_dataset = type(data).__module__.startswith("ray.data")
-    is_paths = not is_dataset and names_files(data)
-    if not is_paths and (run.cache == "disk" or run.memory_budget is not None):
-        raise ConfigError("cache and memory_budget go with Parquet files: other rows are in memory already")
-    if is_dataset and run.engine == "local":
+    kind = _kind(data)
+    if sample_weight is not None and kind != "array":
+        raise InputError("sample_weight goes with arrays; name the weight column of tables, files and data sets")
+    if kind == "dataset" and run.engine == "local":
         raise ConfigError("a ray.data.Dataset is fitted on Ray; drop engine, or give Parquet paths")
-    if sample_weight is not None and (is_dataset or is_paths):
-        raise InputError("sample_weight goes with arrays; name the weight column of files and data sets")
-    if is_dataset or (is_paths and on_ray(run)):
+    if kind in ("array", "table"):
+        if run.engine == "ray" or run.workers is not None:
+            raise ConfigError("arrays and tables are fitted in this process; for Ray give Parquet paths or a Dataset")
+        if run.cache in ("disk", "stream") or run.memory_budget is not None:
+            raise ConfigError(
+                f"cache and memory_budget go with Parquet files: the rows of an {kind} are in memory already"
+            )
+    rows: Any = _parquet(data, config) if kind == "files" else data
+    labels: Tensor | None = None
+    if kind == "dataset" or (kind == "files" and on_ray(run)):
         from raydkm.engine.ray_train import fit_on_ray
 
-        rows: Any = data if is_dataset else _parquet(data, config)
-        fitted, labels = fit_on_ray(rows, config, run, start), None
+        fitted = fit_on_ray(rows, config, run, start, callbacks)
     else:
-        if not is_paths and (run.engine == "ray" or run.workers is not None):
-            raise ConfigError("arrays and tables are fitted in this process; for Ray give Parquet paths or a Dataset")
         device = device_of(config)
-        source = _source(data, config, run, sample_weight)
-        ingested = time.perf_counter()
-        kept = torch.empty(source.rows, dtype=torch.int64)
-        threads = threads_of(run)
-        fitted = fit_rows(
-            source.to(device),
-            Solo(),
-            config,
-            threads=threads,
-            device=device,
-            start=start,
-            labels=kept,
-            watch=StepLog(),
-            checkpoints=CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None,
-        )
-        labels = kept.numpy()
-        fitted.seconds["ingest"] = ingested - began
+        report = reporter(run.run_dir, callbacks)
+        tiers = tiers_of(run, device)
+        try:
+            source = _source(rows, kind, config, sample_weight, tiers)
+            ingested = time.perf_counter() - began
+            report("phase", phase="ingest", seconds=ingested)
+            labels = torch.empty(source.total, dtype=torch.int64)
+            threads = threads_of(run)
+            fitted = fit_rows(
+                source,
+                Solo(),
+                config,
+                threads=threads,
+                device=device,
+                start=start,
+                labels=labels,
+                report=report,
+                checkpoints=CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None,
+            )
+        except RaydkmError as error:
+            report("failed", error=str(error))
+            raise
+        fitted.seconds["ingest"] = ingested
         fitted.facts.update(engine="local", threads=threads, device=str(device))
     fitted.seconds["total"] = time.perf_counter() - began
-    return _model(fitted, config), labels
+    return _model(fitted, config), None if labels is None else labels.numpy()
+
+
+def _kind(data: Any) -> str:
+    """What was given: "dataset", "files", "table" or "array"."""
+    if type(data).__module__.startswith("ray.data"):
+        return "dataset"
+    if names_files(data):
+        return "files"
+    return "table" if isinstance(data, pa.Table) else "array"
 
 
 def names_files(data: Any) -> bool:
@@ -153,24 +180,24 @@ def names_files(data: Any) -> bool:
     return isinstance(data, str | os.PathLike)
 
 
-def _source(data: Any, config: FitConfig, run: FitRunConfig, sample_weight: ArrayLike | None) -> MemorySource:
+def _source(data: Any, kind: str, config: FitConfig, sample_weight: ArrayLike | None, tiers: Tiers) -> RowSource:
     unit = config.metric == "cosine"
-    if not isinstance(data, pa.Table) and not names_files(data):
-        if config.column is not None or config.weight is not None:
-            raise InputError("an array has no columns; drop column and weight (weights go in sample_weight)")
-        weight = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-        return MemorySource.from_array(data, weight, unit=unit)
-    if isinstance(data, pa.Table):
-        if sample_weight is not None:
-            raise InputError("sample_weight goes with arrays; name the weight column of a table")
+    if kind == "files":
+        source = RowSource.of_table(data, tiers)
+        logger.info("%s", tiers)
+        return source
+    if kind == "table":
         columns = Columns.named(config.column, config.weight, data.schema.names)
         columns.check(data.schema, "the table")
         if len(data) == 0:
             raise InputError("the table has no rows")
         block = columns.extract(data, "the table", 0, unit=unit)
-        return MemorySource.from_blocks([block], len(data))
-    table = _parquet(data, config)
-    return MemorySource.from_blocks(table.read(), table.rows, allocate=row_allocator(run))
+        weight = None if block.weight is None else torch.from_numpy(block.weight)
+        return RowSource.of(as_tensor(block.rows), weight).within(tiers)
+    if config.column is not None or config.weight is not None:
+        raise InputError("an array has no columns; drop column and weight (weights go in sample_weight)")
+    given = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+    return RowSource.from_array(data, given, unit=unit).within(tiers)
 
 
 def _parquet(data: Any, config: FitConfig) -> ParquetTable:

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 
 from raydkm.data.columns import Block, Columns
 from raydkm.data.files import find_files
+from raydkm.data.storage import is_local, locate, retried, wait_to_retry
 from raydkm.errors import InputError
 
 #: Rows decoded at a time.
@@ -22,57 +24,77 @@ READ_ROWS = 16_384
 
 
 @contextmanager
-def _readable(path: str) -> Iterator[None]:
+def _opened(name: str) -> Iterator[pq.ParquetFile]:
+    """A file opened for reading its row groups one after another; what is not Parquet is refused."""
+    files, path = locate(name)
     try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+        # from an object store, all of a row group is asked for at once
+        with files.open_input_file(path) as stream, pq.ParquetFile(stream, pre_buffer=not is_local(name)) as file:
+            yield file
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{name}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def schema_of(path: str) -> pa.Schema:
-    with _readable(path):
-        return pq.read_schema(path)
+def scan_file(name: str, columns: list[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield rows [start, stop) of a file, decoding only the row groups that hold them.
+
+    After a read that failed it goes on where it was, up to `raydkm.data.storage.ATTEMPTS` times in one place.
+    """
+    failures = 0
+    while True:
+        try:
+            for batch in _scan(name, columns, start, stop):
+                yield batch
+                start += len(batch)
+                failures = 0
+            return
+        except OSError as error:
+            failures += 1
+            wait_to_retry(f"{name}: row {start}", failures, error)
 
 
-def scan_file(path: str, columns: list[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
-    """Yield rows [start, stop) of a file, decoding only the row groups that hold them."""
-    with _readable(path), pq.ParquetFile(path, memory_map=True) as file:
+def _scan(name: str, columns: list[str], start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
+    with _opened(name) as file:
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+        ends = np.cumsum(sizes)
         stop = sum(sizes) if stop is None else stop
-        groups, first, seen = [], 0, 0
-        for group, size in enumerate(sizes):
-            if seen < stop and seen + size > start:
-                groups.append(group)
-                first = seen if len(groups) == 1 else first
-            seen += size
-        for batch in file.iter_batches(READ_ROWS, row_groups=groups, columns=columns, use_threads=True):
-            keep_from, keep_to = max(start - first, 0), min(stop - first, len(batch))
-            if keep_from < keep_to:
-                yield batch.slice(keep_from, keep_to - keep_from)
-            first += len(batch)
+        groups = [g for g, (end, size) in enumerate(zip(ends, sizes, strict=True)) if end - size < stop and end > start]
+        first = int(ends[groups[0]]) - sizes[groups[0]] if groups else 0
+        for some in [groups] if is_local(name) else [[group] for group in groups]:
+            for batch in file.iter_batches(READ_ROWS, row_groups=some, columns=columns, use_threads=True):
+                keep_from, keep_to = max(start - first, 0), min(stop - first, len(batch))
+                if keep_from < keep_to:
+                    yield batch.slice(keep_from, keep_to - keep_from)
+                first += len(batch)
 
 
 @dataclass(frozen=True)
 class ParquetTable:
-    """Files whose schemas agree, with their row counts read from the footers.
+    """Files whose schemas agree, with what their footers tell.
 
     Parameters
     ----------
     files : tuple of str
-        Sorted.
+        Paths and URIs, sorted.
     counts : tuple of int
         Rows of each file.
+    schemas : tuple of pyarrow.Schema
+        Of each file.
     columns : Columns
     dtype : numpy.dtype
         In which all files' features are read: the smallest that holds each of theirs.
+    dim : int
+        Of the vectors; where the schemas leave it open, that of the first row.
     unit : bool
         Whether rows will be scaled to unit length, so that zero vectors are refused.
     """
 
     files: tuple[str, ...]
     counts: tuple[int, ...]
+    schemas: tuple[pa.Schema, ...]
     columns: Columns
     dtype: np.dtype
+    dim: int
     unit: bool = False
 
     @classmethod
@@ -85,54 +107,75 @@ class ParquetTable:
         unit: bool = False,
         dim: int | None = None,
     ) -> ParquetTable:
-        """Read every footer and refuse what can be refused without reading rows.
+        """Read every footer and refuse what can be refused without reading rows (but one, where no schema has the dim).
 
         `dim`, if given, is the dimension that the vectors must have.
         """
         files = find_files(data)
-        columns = Columns.named(column, weight, schema_of(files[0]).names)
-
-        def footer(path: str) -> tuple[int, int | None, np.dtype]:
-            with _readable(path), pq.ParquetFile(path) as file:
-                rows, schema = file.metadata.num_rows, file.schema_arrow
-            return rows, columns.check(schema, path), columns.dtype(schema)
-
         with ThreadPoolExecutor(min(16, len(files))) as pool:
-            counts, widths, dtypes = zip(*pool.map(footer, files), strict=True)
-        known = [(path, width) for path, width in zip(files, widths, strict=True) if width is not None]
+            counts, schemas = zip(*pool.map(_footer, files), strict=True)
+        columns = Columns.named(column, weight, schemas[0].names)
+        widths = [columns.check(schema, name) for name, schema in zip(files, schemas, strict=True)]
+        known = [(name, width) for name, width in zip(files, widths, strict=True) if width is not None]
         of_model = [("the model", dim)] if dim is not None else []
-        for (other, expected), (path, width) in pairwise([*of_model, *known]):
+        for (other, expected), (name, width) in pairwise([*of_model, *known]):
             if width != expected:
                 raise InputError(
-                    f"{path}: column '{columns.label}' has {width} dimensions where {other} has {expected}"
+                    f"{name}: column '{columns.label}' has {width} dimensions where {other} has {expected}"
                 )
         if sum(counts) == 0:
             raise InputError(f"{files[0]}{' and the other files' if len(files) > 1 else ''}: no rows")
-        return cls(tuple(files), counts, columns, np.result_type(*dtypes), unit)
+        dtype = np.result_type(*(columns.dtype(schema) for schema in schemas))
+        different = {schema.serialize().to_pybytes(): schema for schema in schemas}  # few: files share one when sent
+        schemas = tuple(different[schema.serialize().to_pybytes()] for schema in schemas)
+        table = cls(tuple(files), counts, schemas, columns, dtype, known[0][1] if known else 0, unit)
+        return table if known else replace(table, dim=next(table.read(0, 1)).rows.shape[1])
 
     @property
     def rows(self) -> int:
         return sum(self.counts)
 
+    def schema(self, name: str) -> pa.Schema:
+        """The schema of one of the files."""
+        return self._schemas[name]
+
+    @cached_property
+    def _schemas(self) -> dict[str, pa.Schema]:
+        return dict(zip(self.files, self.schemas, strict=True))
+
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
-        """Yield rows [start, stop) of the whole table, in order, checked."""
+        """Yield rows [start, stop) of the whole table, in order, checked.
+
+        Raises
+        ------
+        InputError
+            Naming the file, and where it can the row and the column.
+        """
         stop = self.rows if stop is None else stop
-        offset, dim = 0, None
-        for path, count in zip(self.files, self.counts, strict=True):
+        offset, dim = 0, self.dim
+        for name, count in zip(self.files, self.counts, strict=True):
             low, high = max(start - offset, 0), min(stop - offset, count)
             offset += count
             row = low
             if low >= high:
                 continue
-            for batch in scan_file(path, self.columns.needed, low, high):
-                block = self.columns.extract(batch, path, row, unit=self.unit)
+            for batch in scan_file(name, self.columns.needed, low, high):
+                block = self.columns.extract(batch, name, row, unit=self.unit)
                 dim = dim or block.rows.shape[1]
                 if block.rows.shape[1] != dim:
                     raise InputError(
-                        f"{path}: row {row}, column '{self.columns.label}': "
+                        f"{name}: row {row}, column '{self.columns.label}': "
                         f"{block.rows.shape[1]} numbers where the rows before have {dim}"
                     )
                 yield Block(block.rows.astype(self.dtype, copy=False), block.weight)
                 row += len(batch)
             if row != high:
-                raise InputError(f"{path}: {row - low} rows read where its footer promises {high - low}")
+                raise InputError(f"{name}: {row - low} rows read where its footer promised {high - low}")
+
+
+def _footer(name: str) -> tuple[int, pa.Schema]:
+    def read() -> tuple[int, pa.Schema]:
+        with _opened(name) as file:
+            return file.metadata.num_rows, file.schema_arrow
+
+    return retried(name, read)

@@ -1,12 +1,13 @@
-"""Rows held by one worker, served as canonical batches.
+"""One worker's rows, served as canonical batches.
 
-An algorithm asks a source for nothing but its batches and for single rows by position; it does not know where
-they live.
+An algorithm asks a source for nothing but its batches; it does not know where they live.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import mmap
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -14,32 +15,57 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydkm.data.columns import Block, check_rows, check_weight
-from raydkm.data.tiers import Allocate, on_host
-from raydkm.errors import InputError
+from raydkm.data.parquet import ParquetTable
+from raydkm.data.prefetch import prefetched
+from raydkm.data.tiers import Chunk, Tiers, matrix
+from raydkm.errors import EngineError, InputError
 from raydkm.ops.batch import BATCH_ROWS, Batch
 
+#: Bytes of a chunk of rows, as near as whole canonical batches come to it.
+CHUNK_BYTES = 2**26
 
-class MemorySource:
-    """Rows in memory, host or device, in the dtype they are stored in.
+#: Canonical batches that are put together at a time where rows are read again at each pass.
+STREAM_BATCHES = 4
+
+#: Blocks or pieces that are read ahead.
+READ_AHEAD = 4
+
+
+class RowSource:
+    """Rows that are held, in memory or memory-mapped, and after them such as are read again at each pass.
 
     Parameters
     ----------
-    rows : Tensor (n, d)
-    weight : Tensor (n,) of float64, or None
+    chunks : sequence of Chunk
+        All but the last hold whole canonical batches.
     first : int
         Number of this worker's first row among those of all workers, a multiple of `BATCH_ROWS`.
     total : int, optional
-        Rows of all workers together; `n` if not given.
+        Rows of all workers together; those held if not given.
+    rest : callable, optional
+        Starts reading the rows that are not held.
     """
 
-    def __init__(self, rows: Tensor, weight: Tensor | None = None, first: int = 0, total: int | None = None):
-        self._rows = rows
-        self._weight = weight
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        first: int = 0,
+        total: int | None = None,
+        rest: Callable[[], Iterator[Block]] | None = None,
+    ):
+        self._chunks = chunks
+        self._rest = rest
         self.first = first
-        self.total = len(rows) if total is None else total
+        self.held = sum(len(chunk) for chunk in chunks)
+        self.total = self.held if total is None else total
 
     @classmethod
-    def from_array(cls, x: NDArray | Tensor, weight: NDArray | None = None, *, unit: bool = False) -> MemorySource:
+    def of(cls, rows: Tensor, weight: Tensor | None = None) -> RowSource:
+        """A source of rows (n, d) and weights (n,) of float64 in memory, host or device."""
+        return cls([Chunk(rows, weight)])
+
+    @classmethod
+    def from_array(cls, x: NDArray | Tensor, weight: NDArray | None = None, *, unit: bool = False) -> RowSource:
         """Check an array (n, d) of numbers, and weights (n,), and hold them without a copy where possible.
 
         Raises
@@ -61,74 +87,174 @@ class MemorySource:
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
         check_rows(array, "row {}".format, unit=unit)
         if weight is None:
-            return cls(as_tensor(array))
+            return cls.of(as_tensor(array))
         weight = np.asarray(weight, dtype=np.float64)
         if weight.shape != array.shape[:1]:
             raise InputError(f"{len(array)} rows but weights of shape {weight.shape}")
         check_weight(weight, "row {}".format)
-        return cls(as_tensor(array), torch.from_numpy(weight))
+        return cls.of(as_tensor(array), torch.from_numpy(weight))
 
     @classmethod
-    def from_blocks(
-        cls,
-        blocks: Iterable[Block],
-        rows: int,
-        *,
-        first: int = 0,
-        total: int | None = None,
-        allocate: Allocate = on_host,
-    ) -> MemorySource:
-        """Copy blocks of `rows` rows altogether into one matrix, in the place that `allocate` makes."""
-        matrix: NDArray = np.empty((0, 0), dtype=np.float32)
-        weight, filled = None, 0
-        for block in blocks:
-            if filled == 0:
-                matrix = allocate((rows, block.rows.shape[1]), block.rows.dtype)
-                weight = None if block.weight is None else np.empty(rows)
-            elif block.rows.shape[1] != matrix.shape[1]:
-                raise InputError(
-                    f"vectors of {matrix.shape[1]} and of {block.rows.shape[1]} dimensions in one data set"
-                )
-            elif block.rows.dtype != matrix.dtype:
-                raise InputError(
-                    f"vectors of {matrix.dtype} and of {block.rows.dtype} in one data set; cast the column"
-                )
-            after = filled + len(block.rows)
-            matrix[filled:after] = block.rows
-            if weight is not None:
-                weight[filled:after] = block.weight
-            filled = after
-        return cls(
-            as_tensor(matrix[:filled]), None if weight is None else torch.from_numpy(weight[:filled]), first, total
+    def of_table(cls, table: ParquetTable, tiers: Tiers, start: int = 0, stop: int | None = None) -> RowSource:
+        """Rows [start, stop) of Parquet files."""
+        stop = table.rows if stop is None else stop
+        return cls.hold(
+            lambda after: table.read(start + after, stop), tiers, rows=stop - start, first=start, total=table.rows
         )
 
-    def to(self, device: torch.device) -> MemorySource:
-        weight = None if self._weight is None else self._weight.to(device)
-        return MemorySource(self._rows.to(device), weight, self.first, self.total)
+    @classmethod
+    def hold(
+        cls,
+        read: Callable[[int], Iterator[Block]],
+        tiers: Tiers,
+        *,
+        rows: int | None = None,
+        first: int = 0,
+        total: int | None = None,
+        again: bool = True,
+    ) -> RowSource:
+        """Read rows once and keep them, as far as there is room.
+
+        Parameters
+        ----------
+        read : callable
+            ``read(n)`` starts reading this worker's rows after the first n.
+        tiers : Tiers
+            With the tier "stream" nothing is read yet.
+        rows : int, optional
+            How many rows there are, if that is known beforehand.
+        first, total : int
+            As in the constructor.
+        again : bool
+            Whether rows come in the same order when they are read again.
+
+        Raises
+        ------
+        EngineError
+            If there is no room, and no reading again.
+        """
+        if tiers.cache == "stream":
+            return cls([], first, total, lambda: read(0))
+        left, held = rows, 0
+
+        def room(width: int, dtype: np.dtype, weighted: bool) -> _Room | None:
+            nonlocal left
+            size = max(1, CHUNK_BYTES // (BATCH_ROWS * width * dtype.itemsize)) * BATCH_ROWS
+            size = size if left is None else min(size, left)
+            left = None if left is None else left - size
+            tier = tiers.place(size * (width * dtype.itemsize + 8 * weighted))
+            if tier == "stream":
+                if again:
+                    return None
+                raise EngineError("no room for the rows in memory or on local disk; give more workers, or cache stream")
+            return _Room(tier, size, width, dtype, weighted)
+
+        chunks = []
+        with closing(prefetched(read(0), READ_AHEAD)) as blocks:
+            for filled in gathered(blocks, room):
+                chunks.append(tiers.chunk(filled.tier, *filled.filled()))
+                chunks[-1].was_used()
+                held += len(chunks[-1])
+        return cls(chunks, first, total, (lambda: read(held)) if tiers.held["stream"] else None)
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """The canonical batches of this worker, in order."""
+        start = 0
+        for number, chunk in enumerate(self._chunks):
+            for following in self._chunks[number + 1 : number + 2]:
+                following.will_be_used()
+            yield from _cut(chunk.rows, chunk.weight, start)
+            start += len(chunk)
+            chunk.was_used()
+        if self._rest is not None:
+            with closing(prefetched(self._pieces(), READ_AHEAD)) as pieces:
+                for rows, weight in pieces:
+                    yield from _cut(rows, weight, start)
+                    start += len(rows)
+
+    def _pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        assert self._rest is not None
+
+        def room(width: int, dtype: np.dtype, weighted: bool) -> _Room:
+            return _Room("host", STREAM_BATCHES * BATCH_ROWS, width, dtype, weighted)
+
+        for piece in gathered(self._rest(), room):
+            rows, weight, _ = piece.filled()
+            yield torch.from_numpy(rows), None if weight is None else torch.from_numpy(weight)
+
+    def within(self, tiers: Tiers) -> RowSource:
+        """The same rows on the device, if there is one and it has the room; for rows that are in memory already."""
+        if tiers.device.type == "cpu" or tiers.cache == "host":
+            return self
+        tier = tiers.place(sum(chunk.nbytes for chunk in self._chunks))
+        return self.to(tiers.device) if tier == "device" else self
+
+    def to(self, device: torch.device) -> RowSource:
+        return RowSource([chunk.to(device) for chunk in self._chunks], self.first, self.total, self._rest)
+
+
+class _Room:
+    """A place for consecutive rows that is being filled."""
+
+    def __init__(self, tier: str, rows: int, dim: int, dtype: np.dtype, weighted: bool):
+        self.tier = tier
+        self._rows, self._file = matrix(tier, rows, dim, dtype)
+        self._weight = np.empty(rows) if weighted else None
+        self._filled = 0
+
+    def add(self, block: Block, start: int) -> int:
+        """Copy what fits of the block's rows from `start` on; return how many."""
+        into = slice(self._filled, min(len(self._rows), self._filled + len(block.rows) - start))
+        count = into.stop - into.start
+        self._rows[into] = block.rows[start : start + count]
+        if self._weight is not None:
+            self._weight[into] = block.weight[start : start + count]  # type: ignore[index]
+        self._filled += count
+        return count
 
     @property
-    def rows(self) -> int:
-        """Rows of this worker."""
-        return len(self._rows)
+    def full(self) -> bool:
+        return self._filled == len(self._rows)
 
-    @property
-    def dim(self) -> int:
-        return self._rows.shape[1]
+    def filled(self) -> tuple[NDArray, NDArray | None, mmap.mmap | None]:
+        weight = None if self._weight is None else self._weight[: self._filled]
+        return self._rows[: self._filled], weight, self._file
 
-    def __len__(self) -> int:
-        """Number of canonical batches."""
-        return -(-self.rows // BATCH_ROWS)
 
-    def __getitem__(self, index: int) -> Batch:
-        where = slice(index * BATCH_ROWS, (index + 1) * BATCH_ROWS)
-        return Batch(where.start, self._rows[where], None if self._weight is None else self._weight[where])
+def gathered(blocks: Iterable[Block], make: Callable[[int, np.dtype, bool], _Room | None]) -> Iterator[_Room]:
+    """Fill rooms, made for (dim, dtype, whether weighted), with blocks of any sizes, until one cannot be made.
 
-    def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (m, d) and weights (m,) of float64 at these positions."""
-        rows = self._rows[positions.to(self._rows.device)].cpu()
-        if self._weight is None:
-            return rows, torch.ones(len(rows), dtype=torch.float64)
-        return rows, self._weight[positions.to(self._weight.device)].cpu()
+    Raises
+    ------
+    InputError
+        If the blocks differ in dimension or dtype.
+    """
+    room: _Room | None = None
+    kind: tuple[int, np.dtype] | None = None
+    for block in blocks:
+        now = (block.rows.shape[1], block.rows.dtype)
+        kind = kind or now
+        if now[0] != kind[0]:
+            raise InputError(f"vectors of {kind[0]} and of {now[0]} dimensions in one data set")
+        if now[1] != kind[1]:
+            raise InputError(f"vectors of {kind[1]} and of {now[1]} in one data set; cast the column")
+        start = 0
+        while start < len(block.rows):
+            room = room or make(*now, block.weight is not None)
+            if room is None:
+                return
+            start += room.add(block, start)
+            if room.full:
+                yield room
+                room = None
+    if room is not None:
+        yield room
+
+
+def _cut(rows: Tensor, weight: Tensor | None, first: int) -> Iterator[Batch]:
+    for start in range(0, len(rows), BATCH_ROWS):
+        where = slice(start, start + BATCH_ROWS)
+        yield Batch(first + start, rows[where], None if weight is None else weight[where])
 
 
 def as_tensor(array: NDArray) -> Tensor:

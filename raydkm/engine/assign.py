@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydkm.data.columns import Columns
-from raydkm.data.parquet import ParquetTable, scan_file, schema_of
+from raydkm.data.files import relative_names
+from raydkm.data.parquet import ParquetTable, scan_file
 from raydkm.data.source import as_tensor
 from raydkm.errors import ConfigError, EngineError, InputError
 from raydkm.model import Model
@@ -107,15 +108,13 @@ class AssignTask:
         for name in self.keep:
             if name in written:
                 raise InputError(f"keep '{name}': the output has a column of that name")
-            for path in self.table.files:
-                if name not in (names := schema_of(path).names):
-                    raise InputError(f"{path}: no column '{name}' to keep; there are: {', '.join(names)}")
+            for path, schema in zip(self.table.files, self.table.schemas, strict=True):
+                if name not in schema.names:
+                    raise InputError(f"{path}: no column '{name}' to keep; there are: {', '.join(schema.names)}")
 
     def outputs(self) -> list[str]:
         """For each input file, the path of its output: its own path below the files' common directory."""
-        files = [os.path.abspath(path) for path in self.table.files]
-        common = os.path.commonpath([os.path.dirname(path) for path in files])
-        return [os.path.join(self.out, os.path.relpath(path, common)) for path in files]
+        return [os.path.join(self.out, name) for name in relative_names(self.table.files)]
 
     def check_complete(self) -> None:
         """Raise `EngineError` unless every output is there with the rows of its input."""
@@ -133,7 +132,7 @@ def assign_file(assigner: Assigner, task: AssignTask, source: str, target: str) 
     counts = np.zeros(assigner.model.clusters, dtype=np.int64)
     columns = Columns(task.table.columns.features)
     needed = list(dict.fromkeys([*columns.needed, *task.keep]))
-    schema = _schema(schema_of(source), task, assigner.model)
+    schema = _schema(task.table.schema(source), task, assigner.model)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     partial = f"{target}.partial"
     with pq.ParquetWriter(partial, schema) as writer:

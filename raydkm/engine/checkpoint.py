@@ -15,7 +15,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from raydkm.config import FitConfig
-from raydkm.errors import ConfigError, ModelError
+from raydkm.data.storage import inside, locate
+from raydkm.errors import ConfigError, InputError, ModelError
 from raydkm.objectives import State
 
 logger = logging.getLogger("raydkm")
@@ -72,10 +73,9 @@ class CheckpointFile:
 
     def __init__(self, run_dir: str, every: float):
         try:
-            self._files, directory = fs.FileSystem.from_uri(run_dir)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"run_dir {run_dir}: {error}") from None
-        self._path = f"{directory.rstrip('/')}/{_NAME}"
+            self._files, self._path = locate(inside(run_dir, _NAME))
+        except InputError as error:
+            raise ConfigError(f"run_dir {error}") from None
         self._every = every
         self._saved = time.monotonic()
 

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from raydkm.errors import RaydkmError, WorkerLostError
+
+T = TypeVar("T")
 
 
 class Comm(Protocol):
     rank: int
     world_size: int
 
+    def wait(self) -> None:
+        """Return when all workers have come here."""
+
     def all_reduce(self, buffer: Tensor) -> None:
         """Sum an int64 buffer over all workers, in place."""
 
     def all_gather(self, value: Any) -> list[Any]:
-        """Every worker's value, by rank; for small things, once or twice a fit."""
+        """Every worker's value, by rank; for small things, a few times a fit."""
+
+
+def gathered(comm: Comm, make: Callable[[], T]) -> list[T]:
+    """Every worker's ``make()``, by rank; where any worker refuses, all raise the error of the first that does."""
+    value: T | RaydkmError
+    try:
+        value = make()
+    except WorkerLostError:
+        raise
+    except RaydkmError as error:
+        value = error
+    values = comm.all_gather(value)
+    for found in values:
+        if isinstance(found, RaydkmError):
+            raise found
+    return values
 
 
 class Solo:
@@ -24,6 +50,9 @@ class Solo:
 
     rank = 0
     world_size = 1
+
+    def wait(self) -> None:
+        pass
 
     def all_reduce(self, buffer: Tensor) -> None:
         pass
@@ -33,16 +62,55 @@ class Solo:
 
 
 class ProcessGroup:
-    """The default group of `torch.distributed`: gloo between CPUs, NCCL between GPUs."""
+    """The default group of `torch.distributed` for sums (NCCL between GPUs), and gloo beside it for all else.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    timeout : float
+        Seconds that a worker waits for the others.
+
+    Raises
+    ------
+    WorkerLostError
+        From every method, naming the workers that did not come in time.
+    """
+
+    def __init__(self, timeout: float):
         self.rank = torch.distributed.get_rank()
         self.world_size = torch.distributed.get_world_size()
+        self.names = [f"worker {rank}" for rank in range(self.world_size)]
+        self._timeout = timeout
+        # the first worker tells who is missing, so the others wait for it a little longer
+        patience = timedelta(seconds=timeout if self.rank == 0 else 1.5 * timeout + 5)
+        self._patience = patience
+        self._control = torch.distributed.new_group(backend="gloo", timeout=patience)
+
+    def wait(self) -> None:
+        try:
+            torch.distributed.monitored_barrier(self._control, self._patience, wait_all_ranks=True)
+        except RuntimeError as error:
+            raise WorkerLostError(self._missing(str(error))) from error
 
     def all_reduce(self, buffer: Tensor) -> None:
-        torch.distributed.all_reduce(buffer)
+        try:
+            torch.distributed.all_reduce(buffer)
+        except RuntimeError as error:
+            raise WorkerLostError(f"the workers' sums failed on {self.names[self.rank]}: {error}") from error
 
     def all_gather(self, value: Any) -> list[Any]:
+        self.wait()
         values: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value)
+        try:
+            torch.distributed.all_gather_object(values, value, group=self._control)
+        except RuntimeError as error:
+            raise WorkerLostError(f"the workers' exchange failed on {self.names[self.rank]}: {error}") from error
         return values
+
+    def _missing(self, error: str) -> str:
+        """A sentence from what the barrier said: the first worker learns who is missing, others only of its end."""
+        if found := re.search(r"Ranks? ([\d, ]+) failed to pass", error):
+            missing = ", ".join(self.names[int(rank)] for rank in found[1].split(","))
+            return f"{missing} died, or did not answer for {self._timeout:g} s"
+        if "Timed out" in error:
+            return f"{self.names[0]} did not answer for {self._patience.total_seconds():g} s"
+        return f"{self.names[self.rank]} lost the first worker, whose error tells more"

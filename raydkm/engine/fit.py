@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +14,13 @@ from torch import Tensor
 from raydkm.config import FitConfig
 from raydkm.data.columns import LARGEST
 from raydkm.engine.checkpoint import Checkpoint, CheckpointFile
-from raydkm.engine.comm import Comm
+from raydkm.engine.comm import Comm, gathered
 from raydkm.engine.loop import adm
 from raydkm.engine.passes import Passes, Source, thread_pool
+from raydkm.engine.progress import Reporter, seconds_left
 from raydkm.engine.start import given, seed_rows, seeded
 from raydkm.engine.survey import Survey, measure, survey
-from raydkm.errors import InputError, RaydkmError
+from raydkm.errors import InputError
 from raydkm.objectives import OBJECTIVES, State, Terms
 from raydkm.objectives.distance import DistanceObjective
 from raydkm.ops.frame import Frame
@@ -56,7 +56,7 @@ def fit_rows(
     device: torch.device,
     start: np.ndarray | None = None,
     labels: Tensor | None = None,
-    watch: Callable[[dict[str, Any]], None] | None = None,
+    report: Reporter | None = None,
     checkpoints: CheckpointFile | None = None,
 ) -> Fitted:
     """Fit `config` to the rows of all workers.
@@ -72,8 +72,8 @@ def fit_rows(
         Initial prototypes, in the coordinates of the data, for ``init="array"``.
     labels : Tensor (n,) of int64, optional
         Filled with the labels of this worker's rows.
-    watch : callable, optional
-        Called with each history entry.
+    report : Reporter, optional
+        Told of each phase and step.
     checkpoints : CheckpointFile, optional
         Where to go on from, if there is a checkpoint, and to save others.
 
@@ -85,8 +85,11 @@ def fit_rows(
         If there are fewer rows than clusters, or vectors of several dimensions.
     EngineError
         If a pass did not see every row.
+    WorkerLostError
+        If another worker did not answer in time.
     """
-    clock = _Clock()
+    report = report or Reporter([])
+    clock = _Clock(report)
     threads = threads if device.type == "cpu" else 1  # a GPU has one stream of kernels
     with thread_pool(threads) as pool:
         passes = Passes(source, comm, device, threads, pool.map)
@@ -118,29 +121,45 @@ def fit_rows(
         if saved is not None:
             saved.check(config, look.fingerprint)
             state, seeding, history = saved.state, saved.seeding, list(saved.history)
-            if comm.rank == 0:
-                logger.info("going on after step %d", state.step)
         elif start is not None:
             state, seeding, history = given(start, config, frame), {"init": "array"}, []
         else:
             (state, seeding), history = seeded(passes, look, config, frame, objective), []
+        report(
+            "run",
+            config=config.model_dump(),
+            rows=look.extent.rows,
+            dim=len(frame.shift),
+            workers=comm.world_size,
+            threads=threads,
+            device=str(device),
+            resumed_step=state.step if saved else 0,
+        )
         clock.lap("seeding")
 
-        def record(state: State, terms: Terms, seconds: float) -> None:
-            history.append({"step": state.step, **terms.asdict(), "seconds": seconds})
-            if watch is not None:
-                watch(history[-1])
-            if checkpoints is not None and comm.rank == 0 and (terms.settled or checkpoints.due()):
+        def save(state: State, *, now: bool) -> None:
+            if checkpoints is not None and comm.rank == 0 and (now or checkpoints.due()):
                 checkpoints.save(Checkpoint(state, history, seeding, config.model_dump(), look.fingerprint))
 
+        def record(state: State, terms: Terms, seconds: dict[str, float]) -> None:
+            history.append({"step": state.step, **terms.asdict(), **seconds})
+            left = seconds_left(history, goal.settled_shift, config.max_steps)
+            rate = look.extent.rows / seconds["seconds"]
+            report("step", **history[-1], rows_per_second=rate, seconds_left=left)
+            save(state, now=False)
+
+        if saved is None:
+            save(state, now=True)
         if not (history and history[-1]["settled"]):
             state = adm(goal, state, passes, config.max_steps, record)
         if comm.rank == 0 and not history[-1]["settled"]:
             logger.warning("stopped after max_steps = %d steps, before the fit had settled", config.max_steps)
+        save(state, now=True)
         clock.lap("steps")
 
         inertia, counts = _assignment(passes, goal, state, frame, facts, labels)
         clock.lap("assignment")
+    report("end", steps=state.step, settled=bool(history[-1]["settled"]), inertia=inertia)
     return Fitted(
         state=state,
         shift=frame.shift,
@@ -161,17 +180,8 @@ def fit_rows(
 
 
 def _saved(checkpoints: CheckpointFile | None, comm: Comm) -> Checkpoint | None:
-    """The checkpoint to go on from, read by the first worker for all; an error in reading it is raised by all."""
-    found: Checkpoint | RaydkmError | None = None
-    if checkpoints is not None and comm.rank == 0:
-        try:
-            found = checkpoints.load()
-        except RaydkmError as error:
-            found = error
-    found = comm.all_gather(found)[0]
-    if isinstance(found, RaydkmError):
-        raise found
-    return found
+    """The checkpoint to go on from, read by the first worker for all."""
+    return gathered(comm, lambda: checkpoints.load() if checkpoints is not None and comm.rank == 0 else None)[0]
 
 
 def _frame_at_sample_mean(look: Survey, metric: str) -> Frame:
@@ -220,13 +230,15 @@ def _assignment(
 
 
 class _Clock:
-    """Seconds of each phase."""
+    """Seconds of each phase, which are reported when it ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, report: Reporter) -> None:
+        self._report = report
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name] = now - self._last
+        self._report("phase", phase=name, seconds=self.laps[name])
         self._last = now

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 from raydkm.engine.passes import Passes
 from raydkm.objectives import Objective, State, Terms
 
-#: Called after every step with the new state, the step's terms and its seconds.
-Watch = Callable[[State, Terms, float], None]
+#: Called after every step with the new state, the step's terms and its seconds: of all of it, and of its parts.
+Watch = Callable[[State, Terms, dict[str, float]], None]
 
 
 def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watch: Watch | None = None) -> State:
@@ -19,7 +20,7 @@ def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watc
         statistics = passes.sum(objective.fields, objective.e_step(state))
         state, terms = objective.update(state, statistics)
         if watch is not None:
-            watch(state, terms, time.perf_counter() - began)
+            watch(state, terms, {"seconds": time.perf_counter() - began, **asdict(passes.timing)})
         if terms.settled:
             break
     return state

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
 
 from raydkm.engine.comm import Comm
 from raydkm.engine.where import torch_threads
-from raydkm.errors import EngineError
+from raydkm.errors import EngineError, RaydkmError
 from raydkm.ops.batch import Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.statistics import Local
@@ -26,16 +27,19 @@ T = TypeVar("T")
 class Source(Protocol):
     """What a pass asks of a worker's rows; `raydkm.data.source` has them."""
 
-    first: int
-    total: int
+    first: int  # number of this worker's first row
+    total: int  # rows of all workers
 
-    @property
-    def rows(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Batch: ...
-    def take(self, positions: Tensor) -> tuple[Tensor, Tensor]: ...
+    def batches(self) -> Generator[Batch, None, None]: ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a pass in this worker: computing, waiting for the slowest worker, and adding up."""
+
+    compute: float
+    wait: float
+    reduce: float
 
 
 class Passes:
@@ -60,6 +64,7 @@ class Passes:
         self.device = device
         self.threads = threads
         self.map = map
+        self.timing = Timing(0.0, 0.0, 0.0)
 
     def sum(self, fields: tuple[Field, ...], local: Local) -> Statistics:
         """Sum `local` over all batches of all workers.
@@ -68,6 +73,8 @@ class Passes:
         ------
         EngineError
             If the rows seen are not the rows there are.
+        RaydkmError
+            What any worker raised.
         """
 
         def share(batches: Iterator[Batch]) -> Statistics:
@@ -76,22 +83,44 @@ class Passes:
                 local(batch, into)
             return into
 
-        total = reduce(add, self.each(share))
+        began = time.perf_counter()
+        refusal: RaydkmError | None = None
+        try:
+            total = reduce(add, self.each(share))
+        except RaydkmError as error:  # others wait for this worker's sum: let the missing rows tell them
+            refusal, total = error, Statistics(fields, device=self.device)
+        computed = time.perf_counter()
+        self.comm.wait()
+        waited = time.perf_counter()
         self.comm.all_reduce(total.buffer)
         seen = int(total["rows"])
+        self.timing = Timing(computed - began, waited - computed, time.perf_counter() - waited)
         if seen != self.source.total:
-            raise EngineError(f"a pass saw {seen} rows of {self.source.total}: rows were lost or counted twice")
+            for found in self.comm.all_gather(refusal):
+                if found is not None:
+                    raise found
+            check_rows_seen(seen, self.source.total)
         return total
 
     def each(self, task: Callable[[Iterator[Batch]], T]) -> list[T]:
         """Run `task` in every thread on this worker's batches, each of which goes to one thread."""
-        numbers = itertools.count()  # next() on it is atomic
+        lock = threading.Lock()
 
-        def batches() -> Iterator[Batch]:
-            while (number := next(numbers)) < len(self.source):
-                yield self.source[number]
+        def share(batches: Iterator[Batch]) -> Iterator[Batch]:
+            while True:
+                with lock:
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch.to(self.device)
 
-        return list(self.map(lambda _: task(batches()), range(self.threads)))
+        with closing(self.source.batches()) as batches:
+            return list(self.map(lambda _: task(share(batches)), range(self.threads)))
+
+
+def check_rows_seen(seen: int, total: int) -> None:
+    if seen != total:
+        raise EngineError(f"a pass saw {seen} rows of {total}: rows were lost or counted twice")
 
 
 @contextmanager

@@ -1,34 +1,157 @@
-"""Progress that a person can read: a log line a step, at most one a second, and the one that settles."""
+"""Progress: a fit tells of itself in events, and callbacks do with them what they like.
+
+An event is a dict whose "event" is one of
+
+- ``run``: the fit begins. `config`, `rows`, `dim`, `workers`, `threads`, `device`, `resumed_step`
+- ``phase``: a phase has ended. `phase` (ingest, survey, seeding, steps, assignment), `seconds`
+- ``step``: the fields of a history entry, `rows_per_second` and `seconds_left` (None if unknown)
+- ``end``: the fit has ended. `steps`, `settled`, `inertia`
+- ``failed``: it was refused. `error`
+
+Events come from the first worker, in order; of a run that goes on after a failure, again from ``phase`` ingest.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from raydkm.data.storage import inside, locate
 
 logger = logging.getLogger("raydkm")
 
+Event = dict[str, Any]
+Callback = Callable[[Event], None]
 
-class StepLog:
-    """Logs history entries with the objective and its change."""
+#: Seconds between two writings of the events of a run in an object store, which cannot append to a file.
+REWRITE_S = 10.0
+
+
+class Reporter:
+    """Hands events to callbacks; one that fails is dropped with a warning, for a fit does not end for its tracker."""
+
+    def __init__(self, callbacks: Iterable[Callback]):
+        self._callbacks = list(callbacks)
+
+    def __call__(self, event: str, **facts: Any) -> None:
+        for callback in list(self._callbacks):
+            try:
+                callback({"event": event, **facts})
+            except Exception as error:  # noqa: BLE001 - whatever somebody's callback raises
+                self._callbacks.remove(callback)
+                logger.warning("going on without the callback %r, which failed: %s", callback, error)
+
+
+def reporter(run_dir: str | None, callbacks: Iterable[Callback]) -> Reporter:
+    """Who is told of a run: the log, the run's directory if there is one, and the user's callbacks."""
+    return Reporter([Log(), *([EventFile(run_dir)] if run_dir else []), *callbacks])
+
+
+def seconds_left(history: Sequence[dict[str, Any]], target: float, max_steps: int) -> float | None:
+    """Estimated seconds until the shift of the prototypes, which falls geometrically, is at its `target`.
+
+    None before there are steps to judge from; never more than `max_steps` take.
+    """
+    recent = history[-6:]
+    if len(recent) < 3:
+        return None
+    each = sum(entry["seconds"] for entry in recent) / len(recent)
+    steps = float(max_steps - recent[-1]["step"])
+    first, last = recent[0]["shift"], recent[-1]["shift"]
+    if 0 < last < first and target > 0:
+        fall = math.log(first / last) / (len(recent) - 1)
+        steps = min(steps, max(1.0, math.ceil(math.log(last / target) / fall)) if last > target else 1.0)
+    return steps * each
+
+
+class Log:
+    """Logs what a person wants to see of a run: a line a phase, and of steps at most one a second."""
 
     def __init__(self) -> None:
         self._last_time = 0.0
         self._last_objective: float | None = None
 
-    def __call__(self, entry: dict[str, Any]) -> None:
-        now = time.monotonic()
-        if entry["settled"] or now - self._last_time >= 1.0:
-            change = "" if self._last_objective is None else f" ({entry['objective'] - self._last_objective:+.3g})"
+    def __call__(self, event: Event) -> None:
+        if event["event"] == "run":
+            after = f", going on after step {event['resumed_step']}" if event["resumed_step"] else ""
             logger.info(
-                "step %d: objective %.6g%s, shift %.3g, clusters %.6g to %.6g rows, %.3g s%s",
-                entry["step"],
-                entry["objective"],
-                change,
-                entry["shift"],
-                entry["smallest"],
-                entry["largest"],
-                entry["seconds"],
-                ", settled" if entry["settled"] else "",
+                "fitting %s rows of %d dimensions: %d worker%s of %d thread%s, %s%s",
+                f"{event['rows']:,}",
+                event["dim"],
+                event["workers"],
+                "s" * (event["workers"] > 1),
+                event["threads"],
+                "s" * (event["threads"] > 1),
+                event["device"],
+                after,
             )
-            self._last_time, self._last_objective = now, entry["objective"]
+        elif event["event"] == "phase" and event["phase"] != "steps":
+            logger.info("%s: %.3g s", event["phase"], event["seconds"])
+        elif event["event"] == "step":
+            now = time.monotonic()
+            if event["settled"] or now - self._last_time >= 1.0:
+                logger.info("%s", self._line(event))
+                self._last_time, self._last_objective = now, event["objective"]
+
+    def _line(self, event: Event) -> str:
+        change = "" if self._last_objective is None else f" ({event['objective'] - self._last_objective:+.3g})"
+        left = event["seconds_left"]
+        end = ", settled" if event["settled"] else "" if left is None else f", about {_duration(left)} left"
+        return (
+            f"step {event['step']}: objective {event['objective']:.6g}{change}, shift {event['shift']:.3g}, "
+            f"clusters {event['smallest']:.6g} to {event['largest']:.6g} rows, {event['rows_per_second']:.3g} rows/s, "
+            f"{event['seconds']:.3g} s (compute {event['compute']:.3g}, wait {event['wait']:.3g}, "
+            f"reduce {event['reduce']:.3g}){end}"
+        )
+
+
+class EventFile:
+    """Writes events as JSON lines, each with its `time` (seconds since 1970), to ``events.jsonl`` in a run directory.
+
+    Parameters
+    ----------
+    run_dir : str
+        Absolute path or URI. Where files cannot be appended to, those of an earlier start are read first.
+    """
+
+    def __init__(self, run_dir: str):
+        self._name = inside(run_dir, "events.jsonl")
+        self._lines: bytes | None = None
+        self._written = 0.0
+
+    def __call__(self, event: Event) -> None:
+        line = json.dumps({"time": round(time.time(), 3), **event}).encode() + b"\n"
+        files, path = locate(self._name)
+        if isinstance(files, fs.LocalFileSystem):
+            files.create_dir(path.rpartition("/")[0], recursive=True)
+            with files.open_append_stream(path) as stream:
+                stream.write(line)
+            return
+        if self._lines is None:
+            self._lines = _content(files, path)
+        self._lines += line
+        if event["event"] in ("end", "failed") or time.monotonic() - self._written >= REWRITE_S:
+            with files.open_output_stream(path) as stream:
+                stream.write(self._lines)
+            self._written = time.monotonic()
+
+
+def _content(files: fs.FileSystem, path: str) -> bytes:
+    try:
+        with files.open_input_stream(path) as stream:
+            return stream.read()
+    except (FileNotFoundError, pa.ArrowException):
+        return b""
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

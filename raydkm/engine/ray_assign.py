@@ -36,8 +36,9 @@ def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> NDArray[np.
     """Assign all files of `task`; return the number of rows of each cluster."""
     connect()
     files = [{"source": s, "target": t} for s, t in zip(task.table.files, task.outputs(), strict=True)]
-    workers = min(run.workers or sum(node["Alive"] for node in ray.nodes()), len(files))
-    cpus = cpus_each(workers)
+    workers = run.workers or sum(node["Alive"] for node in ray.nodes())
+    least, most = (min(n, len(files)) for n in (workers if isinstance(workers, tuple) else (workers, workers)))
+    cpus = cpus_each((least, most))
     threads = run.threads or cpus
     results = (
         ray.data.from_items(files, override_num_blocks=len(files))
@@ -45,7 +46,7 @@ def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> NDArray[np.
             _FileAssigner,
             fn_constructor_args=(model, task, threads),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=workers),
+            compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
             num_cpus=cpus,
         )
         .take_all()

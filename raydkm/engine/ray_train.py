@@ -7,9 +7,10 @@ storage; a `ray.data.Dataset` (somebody's pipeline) as a stream of its blocks.
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -24,18 +25,17 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from raydkm.config import FitConfig, FitRunConfig
 from raydkm.data.columns import Block, Columns
 from raydkm.data.parquet import READ_ROWS, ParquetTable
-from raydkm.data.source import MemorySource
-from raydkm.data.tiers import Allocate
+from raydkm.data.source import RowSource
 from raydkm.engine.checkpoint import CheckpointFile
-from raydkm.engine.comm import Comm, ProcessGroup
+from raydkm.engine.comm import ProcessGroup, gathered
 from raydkm.engine.fit import Fitted, fit_rows
-from raydkm.engine.progress import StepLog
-from raydkm.engine.where import row_allocator, threads_of
-from raydkm.errors import ConfigError, EngineError, InputError, RaydkmError
+from raydkm.engine.preflight import check_room, check_workers
+from raydkm.engine.progress import Callback, Reporter, reporter
+from raydkm.engine.where import threads_of, tiers_of
+from raydkm.errors import ConfigError, EngineError, InputError, RaydkmError, WorkerLostError
 from raydkm.ops.batch import BATCH_ROWS
 
-#: A rank that does not answer for this long fails the run (torch's default is 1800 s).
-PROCESS_GROUP_TIMEOUT_S = 300
+logger = logging.getLogger("raydkm")
 
 
 class EveryRow(ray.train.DataConfig):
@@ -87,40 +87,37 @@ def quiet_ray_data() -> None:
 
 
 def fit_on_ray(
-    data: ParquetTable | ray.data.Dataset, config: FitConfig, run: FitRunConfig, start: np.ndarray | None
+    data: ParquetTable | ray.data.Dataset,
+    config: FitConfig,
+    run: FitRunConfig,
+    start: np.ndarray | None,
+    callbacks: Sequence[Callback],
 ) -> Fitted:
     """Fit on the connected Ray cluster; the result is that of `fit_rows` on all rows."""
     began = time.time()
     connect()
-    workers, cpus, use_gpu = _resources(config, run)
-    task: dict[str, Any] = {"config": config, "run": run, "start": start, "cpus": cpus, "submitted": began}
+    stream: ray.data.Dataset
+    task: dict[str, Any] = {"config": config, "run": run, "start": start, "callbacks": callbacks, "submitted": began}
     if isinstance(data, ParquetTable):
+        workers, cpus, use_gpu = _resources(config, run)
         task["table"] = data
         rows, stream = data.rows, ray.data.from_items([{"rows": data.rows}])
     else:
-        schema = data.schema()
-        if schema is None:
-            raise InputError("the data set has no rows")
-        columns = Columns.named(config.column, config.weight, schema.names)
-        missing = [name for name in columns.needed if name not in schema.names]
-        if missing:
-            raise InputError(f"the data set has no column '{missing[0]}'; there are: {', '.join(schema.names)}")
-        task["columns"] = columns
-        # Run the pipeline now, once, while no worker holds the CPUs that it needs. Whole blocks are handed out later:
-        # with few of them a rank might get none.
-        rows, stream = None, data.select_columns(columns.needed).materialize()
-        if stream.num_blocks() < 4 * workers:
-            stream = stream.repartition(4 * workers).materialize()
-        task["total"] = stream.count()
-        if task["total"] == 0:
-            raise InputError("the data set has no rows")
+        workers, cpus, use_gpu = _resources(config, run, spare=1)
+        task["columns"], task["total"], stream = _checked(data, config)
+        rows = None
+    task["cpus"] = cpus
+    for name, value in _train_environment(run).items():
+        os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="raydkm-") as storage:
         trainer = TorchTrainer(
             _work,  # type: ignore[arg-type]
             train_loop_config=task,
-            torch_config=TorchConfig(timeout_s=PROCESS_GROUP_TIMEOUT_S),
+            torch_config=TorchConfig(timeout_s=int(2 * run.timeout) + 1),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus}
+                num_workers=workers,  # type: ignore[arg-type]
+                use_gpu=use_gpu,
+                resources_per_worker={"CPU": cpus},
             ),
             datasets={"rows": stream},
             dataset_config=EveryRow(rows),
@@ -133,43 +130,90 @@ def fit_on_ray(
         try:
             outcome = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
-            raise EngineError(f"the Ray run failed: {error}") from error
+            raise EngineError(f"the Ray run failed: {_reason(error)}") from error
     if isinstance(outcome, RaydkmError):
         raise outcome
     return outcome
 
 
-def _resources(config: FitConfig, run: FitRunConfig) -> tuple[int, int, bool]:
-    """Number of workers, CPUs of each, and whether each has a GPU: one worker a GPU, else one a node."""
+def _train_environment(run: FitRunConfig) -> dict[str, str]:
+    """Settings of Ray Train that it reads from the driver's environment; what the user has set there stays."""
+    return {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(2 * run.timeout),
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(60.0, run.timeout)),
+    }
+
+
+def _reason(error: Exception) -> str:
+    """The last line of the first worker's error that tells more than that another was lost."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    told = [str(failure).strip().splitlines()[-1] for _, failure in sorted(failures.items()) if str(failure).strip()]
+    return next((line for line in told if "whose error tells more" not in line), str(error))
+
+
+def _checked(data: ray.data.Dataset, config: FitConfig) -> tuple[Columns, int, ray.data.Dataset]:
+    """The columns of a data set, its number of rows, and the stream of its blocks."""
+    schema = data.schema()
+    if schema is None:
+        raise InputError("the data set has no rows")
+    columns = Columns.named(config.column, config.weight, schema.names)
+    missing = [name for name in columns.needed if name not in schema.names]
+    if missing:
+        raise InputError(f"the data set has no column '{missing[0]}'; there are: {', '.join(schema.names)}")
+    total = data.count()
+    if total == 0:
+        raise InputError("the data set has no rows")
+    # whole blocks are handed out: with few of them a worker might get none
+    return columns, total, data.select_columns(columns.needed).repartition(target_num_rows_per_block=READ_ROWS)
+
+
+def _resources(config: FitConfig, run: FitRunConfig, spare: int = 0) -> tuple[int | tuple[int, int], int, bool]:
+    """Number of workers, CPUs of each, and whether each has a GPU, with `spare` CPUs left for the tasks of Ray Data.
+
+    Unless told otherwise there is one worker a GPU, else one a node.
+    """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = config.device != "cpu" and gpus > 0
     if config.device.startswith("cuda") and not gpus:
         raise ConfigError(f"device {config.device}: the Ray cluster has no GPUs")
     workers = run.workers or (gpus if use_gpu else sum(node["Alive"] for node in ray.nodes()))
-    if use_gpu and workers > gpus:
-        raise ConfigError(f"{workers} workers, but the Ray cluster has {gpus} GPUs")
-    return workers, cpus_each(workers), use_gpu
+    least = workers[0] if isinstance(workers, tuple) else workers
+    if use_gpu and least > gpus:
+        raise ConfigError(f"{least} workers, but the Ray cluster has {gpus} GPUs")
+    return workers, cpus_each(workers, spare), use_gpu
 
 
-def cpus_each(workers: int) -> int:
-    """The most CPUs that each of `workers` equal workers can have on the nodes there are."""
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    for cpus in range(max(nodes), 0, -1):
-        if sum(node // cpus for node in nodes) >= workers:
-            return cpus
-    raise ConfigError(f"{workers} workers, but the Ray cluster has {sum(nodes)} CPUs")
+def cpus_each(workers: int | tuple[int, int], spare: int = 0) -> int:
+    """The most CPUs that each of `workers` equal workers can have on the nodes there are.
+
+    Of a range (MIN, MAX), MAX workers if there is room for them now, else one a node, else MIN.
+    """
+    nodes = sorted((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), reverse=True)
+    nodes[0] -= spare
+    least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    for wanted in dict.fromkeys((most, max(least, len(nodes)), least)):
+        for cpus in range(max(nodes), 0, -1):
+            if sum(node // cpus for node in nodes) >= wanted:
+                return cpus
+    kept = f", {spare} of them for Ray Data" if spare else ""
+    raise ConfigError(f"{least} workers, but the Ray cluster has {sum(nodes) + spare} CPUs{kept}")
 
 
 def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
-    """What every worker runs. Errors that a user can mend are returned, alike by all ranks."""
-    began, comm, config, run = time.time(), ProcessGroup(), task["config"], task["run"]
-    ray_device = ray.train.torch.get_device()
-    device = ray_device if ray_device.type == "cuda" else torch.device("cpu")
+    """What every worker runs. Errors that a user can mend are returned, alike by all ranks; others restart all."""
+    began, config, run = time.time(), task["config"], task["run"]
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_ray_data()
+    comm = ProcessGroup(run.timeout)
+    report = reporter(run.run_dir, task["callbacks"]) if comm.rank == 0 else Reporter([])
+    ray_device = ray.train.torch.get_device()
+    device = ray_device if ray_device.type == "cuda" else torch.device("cpu")
     try:
-        source = _ingest(task, comm).to(device)
+        check_workers(comm)
+        source = _ingest(task, comm, device)
         ingested = time.time()
+        report("phase", phase="ingest", seconds=ingested - began)
         fitted = fit_rows(
             source,
             comm,
@@ -177,51 +221,45 @@ def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
             threads=threads_of(run, task["cpus"]),
             device=device,
             start=task["start"],
-            watch=StepLog() if comm.rank == 0 else None,
+            report=report,
             checkpoints=CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None,
         )
+    except WorkerLostError:
+        raise
     except RaydkmError as error:
+        report("failed", error=str(error))
         return error
     fitted.seconds.update(start=began - task["submitted"], ingest=ingested - began)
     fitted.facts.update(engine="ray", workers=comm.world_size, device=str(device))
     return fitted if comm.rank == 0 else None
 
 
-def _ingest(task: dict[str, Any], comm: Comm) -> MemorySource:
+def _ingest(task: dict[str, Any], comm: ProcessGroup, device: torch.device) -> RowSource:
     """This worker's rows; where any worker refuses its own, all raise that error."""
-    shard = ray.train.get_dataset_shard("rows")
-    refusal: RaydkmError | None = None
-    try:
+    shard, run = ray.train.get_dataset_shard("rows"), task["run"]
+    neighbours = ray.train.get_context().get_local_world_size()
+    tiers = tiers_of(run, device, neighbours)
+    if "table" in task:
+        [(start, stop)] = [(row["start"], row["stop"]) for row in shard.iter_rows()]
+        check_room(comm, task["config"], run, task["table"], stop - start, tiers, neighbours)
+    held: list[RowSource] = []
+
+    def hold() -> str:
         if "table" in task:
-            workers_here = ray.train.get_context().get_local_world_size()
-            source = _read_ranges(task["table"], shard, row_allocator(task["run"], workers_here))
+            held.append(RowSource.of_table(task["table"], tiers, start, stop))
         else:
-            source = _read_blocks(task, shard)
-    except RaydkmError as error:
-        refusal = error
-    refusals = [error for error in comm.all_gather(refusal) if error is not None]
-    if refusals:
-        raise refusals[0]
-    return source
+            held.append(RowSource.hold(lambda _: _read_blocks(task, shard), tiers, total=task["total"], again=False))
+        return str(tiers)
+
+    for name, told in zip(comm.names, gathered(comm, hold), strict=True):
+        if comm.rank == 0:
+            logger.info("%s: %s", name, told)
+    return held[0]
 
 
-def _read_ranges(table: ParquetTable, shard: Any, allocate: Allocate) -> MemorySource:
-    ranges = [(row["start"], row["stop"]) for row in shard.iter_rows()]
-
-    def blocks() -> Iterator[Block]:
-        for start, stop in ranges:
-            yield from table.read(start, stop)
-
-    rows = sum(stop - start for start, stop in ranges)
-    return MemorySource.from_blocks(blocks(), rows, first=ranges[0][0], total=table.rows, allocate=allocate)
-
-
-def _read_blocks(task: dict[str, Any], shard: Any) -> MemorySource:
-    columns, unit = task["columns"], task["config"].metric == "cosine"
-    blocks: list[Block] = []
-    rows = 0
+def _read_blocks(task: dict[str, Any], shard: Any) -> Iterator[Block]:
+    columns, unit, rows = task["columns"], task["config"].metric == "cosine", 0
     for table in shard.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow"):
         columns.check(table.schema, "the data set")
-        blocks.append(columns.extract(table, "the data set (this worker's part)", rows, unit=unit))
+        yield columns.extract(table, "the data set (this worker's part)", rows, unit=unit)
         rows += table.num_rows
-    return MemorySource.from_blocks(blocks, rows, total=task["total"])

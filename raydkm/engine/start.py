@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from raydkm.config import FitConfig
-from raydkm.data.source import MemorySource
+from raydkm.data.source import RowSource
 from raydkm.engine.comm import Solo
 from raydkm.engine.loop import adm
 from raydkm.engine.passes import Passes
@@ -72,7 +72,7 @@ def seeded(
         return drawn(0), {"init": config.init, "sample_rows": len(weight)}
 
     weighted = None if bool((weight == weight[0]).all()) else weight
-    alone = Passes(MemorySource(look.sample_rows, weighted).to(passes.device), Solo(), passes.device)
+    alone = Passes(RowSource.of(look.sample_rows, weighted).to(passes.device), Solo(), passes.device)
     heaviest = 1.0 if weighted is None else float(weight.max())
     extent = replace(look.extent, rows=len(weight), max_weight=heaviest)
     goal = objective(measure(alone, extent, frame, covariance=False))

@@ -9,15 +9,16 @@ from operator import or_
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from raydkm.engine.passes import Passes
+from raydkm.engine.comm import Comm, gathered
+from raydkm.engine.passes import Passes, check_rows_seen
 from raydkm.errors import InputError
 from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.frame import Frame
 from raydkm.ops.keys import content_hashes, draw_keys, sample_weights
 from raydkm.ops.moments import Extent, Moments, moment_fields, moment_statistics, moments
+from raydkm.ops.sample import Smallest
 
 
 @dataclass(frozen=True)
@@ -50,31 +51,51 @@ class Survey:
 
 def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
     source, comm = passes.source, passes.comm
-    dims = sorted({dim for dim, rows in comm.all_gather((source.dim, source.rows)) if rows})
+
+    def look(batches: Iterator[Batch]) -> _Look:
+        seen = _Look(Smallest(sample_size + 1))
+        for batch in batches:
+            frame = Frame.identity(metric, batch.rows.shape[1])
+            seen.extent = Extent.of(batch, frame) if seen.extent is None else seen.extent | Extent.of(batch, frame)
+            rows = batch.rows.cpu().numpy()
+            weight = None if batch.weight is None else batch.weight.cpu().numpy()
+            hashes = content_hashes(rows, weight)
+            keys = draw_keys(hashes, weight, seed, (source.first + batch.first) // BATCH_ROWS)
+            seen.smallest.add(keys, rows, weight)
+            seen.counted += int(np.isfinite(keys).sum())
+            seen.fingerprint += int(hashes.sum(dtype=np.uint64))
+        return seen
+
+    def mine() -> tuple[list[Extent], int, int]:
+        looks = passes.each(look)
+        smallest.merge(seen.smallest for seen in looks)
+        extents = [seen.extent for seen in looks if seen.extent is not None]
+        return extents, sum(seen.counted for seen in looks), sum(seen.fingerprint for seen in looks)
+
+    smallest = Smallest(sample_size + 1)
+    parts = gathered(comm, mine)
+    extents = [extent for part in parts for extent in part[0]]
+    dims = sorted({len(extent.low) for extent in extents})
     if len(dims) > 1:
         raise InputError(f"vectors of {dims[0]} and of {dims[1]} dimensions in one data set")
-    frame = Frame.identity(metric, dims[0])
-    keys = np.empty(source.rows)
-
-    def look(batches: Iterator[Batch]) -> tuple[Extent, int]:
-        extent, fingerprint = Extent.empty(dims[0]), 0
-        for batch in batches:
-            extent |= Extent.of(batch, frame)
-            weight = None if batch.weight is None else batch.weight.cpu().numpy()
-            hashes = content_hashes(batch.rows.cpu().numpy(), weight)
-            number = (source.first + batch.first) // BATCH_ROWS
-            keys[batch.first : batch.first + len(batch)] = draw_keys(hashes, weight, seed, number)
-            fingerprint += int(hashes.sum(dtype=np.uint64))
-        return extent, fingerprint
-
-    looks = [look for part in comm.all_gather(passes.each(look)) for look in part]
-    extent = reduce(or_, (extent for extent, _ in looks))
-    fingerprint = sum(fingerprint for _, fingerprint in looks) % 2**64
-    counted = sum(comm.all_gather(int(np.isfinite(keys).sum())))
+    extent = reduce(or_, extents, Extent.empty(dims[0] if dims else 0))
+    check_rows_seen(extent.rows, source.total)
+    counted = sum(part[1] for part in parts)
     if counted == 0:
         raise InputError("all weights are zero: no row counts")
-    rows, weight, complete = _draw(passes, keys, sample_size)
+    fingerprint = sum(part[2] for part in parts) % 2**64
+    rows, weight, complete = _draw(comm, smallest, sample_size)
     return Survey(extent, f"{extent.rows}x{dims[0]}:{fingerprint:016x}", counted, rows, weight, complete)
+
+
+@dataclass
+class _Look:
+    """What one thread has seen."""
+
+    smallest: Smallest
+    extent: Extent | None = None
+    counted: int = 0
+    fingerprint: int = 0
 
 
 def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool) -> Moments:
@@ -84,33 +105,16 @@ def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool) -
     return moments(statistics, extent, frame, covariance=covariance)
 
 
-def _draw(passes: Passes, keys: NDArray[np.float64], count: int) -> tuple[Tensor, Tensor, bool]:
+def _draw(comm: Comm, smallest: Smallest, count: int) -> tuple[Tensor, Tensor, bool]:
     """Rows, weights and completeness of the sample: the `count` smallest different keys over all workers, sorted.
 
     Rows that share a key are identical; one of them stands for all, with their number as a factor of its weight.
     """
-    source, comm = passes.source, passes.comm
-    everyone = np.unique(np.concatenate(comm.all_gather(_smallest(keys, count + 1))))
+    everyone = np.unique(np.concatenate(comm.all_gather(smallest.found()[0])))
     threshold = everyone[count] if count < len(everyone) else np.inf
-    positions = np.flatnonzero(keys < threshold)
-    mine, places, copies = np.unique(keys[positions], return_index=True, return_counts=True)
-    parts = comm.all_gather((mine, copies, *source.take(torch.from_numpy(positions[places]))))
-    parts = [part for part in parts if len(part[0])]
-    found = np.concatenate([part[0] for part in parts])
-    _, places, which = np.unique(found, return_index=True, return_inverse=True)
-    copies = np.bincount(which, weights=np.concatenate([part[1] for part in parts]))
-    weight = copies * sample_weights(torch.cat([part[3] for part in parts]).numpy()[places], threshold)
-    rows = torch.cat([part[2] for part in parts])[torch.from_numpy(places)]
-    return rows, torch.from_numpy(weight), bool(np.isinf(threshold))
-
-
-def _smallest(keys: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """The `count` smallest different finite keys, or all there are, sorted."""
-    keys = keys[np.isfinite(keys)]
-    looked_at = count
-    while looked_at < len(keys):
-        found = np.unique(np.partition(keys, looked_at)[:looked_at])
-        if len(found) == count:
-            return found
-        looked_at *= 2
-    return np.unique(keys)[:count]
+    parts = [part for part in comm.all_gather(smallest.found(threshold)) if len(part[0])]
+    keys, copies, rows, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
+    _, places, which = np.unique(keys, return_index=True, return_inverse=True)
+    copies = np.bincount(which, weights=copies)
+    weight = copies * sample_weights(weight[places], threshold)
+    return torch.from_numpy(rows[places]), torch.from_numpy(weight), bool(np.isinf(threshold))

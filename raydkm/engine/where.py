@@ -6,12 +6,16 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from raydkm.config import FitConfig, FitRunConfig, RunConfig
-from raydkm.data.tiers import Allocate, allocator
+from raydkm.data.tiers import Tiers
 from raydkm.errors import ConfigError
+
+#: Part of a device's free memory that rows may take; the rest is for the tiles of a step.
+FREE_DEVICE_MEMORY = 0.7
 
 
 def device_of(config: FitConfig) -> torch.device:
@@ -39,11 +43,36 @@ def on_ray(run: RunConfig) -> bool:
     return run.engine == "ray"
 
 
-def row_allocator(run: FitRunConfig, workers: int = 1) -> Allocate:
-    """Where a worker holds its rows, when `workers` share this machine's memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    budget = memory / 2 / workers if run.memory_budget is None else run.memory_budget * 2**30
-    return allocator(run.cache, int(budget))
+def tiers_of(run: FitRunConfig, device: torch.device, workers: int = 1) -> Tiers:
+    """The room for the rows of one of `workers` that share this machine's memory."""
+    budget = available_memory() / 2 / workers if run.memory_budget is None else run.memory_budget * 2**30
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return Tiers(run.cache, int(budget), device, int(FREE_DEVICE_MEMORY * free))
+
+
+def available_memory() -> int:
+    """Bytes of memory that this machine, or the container that limits it, has left."""
+    try:
+        left = int(_fields("/proc/meminfo")["MemAvailable:"]) * 1024
+    except (OSError, KeyError):  # not Linux
+        left = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for directory, limit, used, cache in _CGROUPS:
+        try:
+            taken = int(Path(directory, used).read_text()) - int(_fields(f"{directory}/memory.stat")[cache])
+            left = min(left, int(Path(directory, limit).read_text()) - taken)
+        except (OSError, KeyError, ValueError):  # no limit: no such file, or the word "max" in it
+            continue
+    return max(0, left)
+
+
+_CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def _fields(path: str) -> dict[str, str]:
+    return {words[0]: words[1] for line in Path(path).read_text().splitlines() if len(words := line.split()) > 1}
 
 
 @contextmanager

@@ -76,6 +76,11 @@ class DistanceObjective(Objective):
         """(1/N) sum w ||z||^2."""
         return self._moments.square / self._moments.weight
 
+    @property
+    def settled_shift(self) -> float:
+        """The shift of the prototypes at which a fit has settled."""
+        return math.sqrt(self._tol * self._moments.column_variance)
+
     def scores(self, state: State) -> Scores:
         return Scores.of(state.prototypes, state.log_s, self.temperature, self._frame.dtype, self._device)
 

@@ -33,6 +33,12 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def to(self, device: torch.device) -> Batch:
+        if self.rows.device == device:
+            return self
+        weight = None if self.weight is None else self.weight.to(device)
+        return Batch(self.first, self.rows.to(device), weight)
+
     def weights(self) -> Tensor:
         """(n,) float64."""
         if self.weight is not None:

@@ -1,42 +1,79 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import raydkm.data.source
+import raydkm.data.tiers
 from raydkm.data.columns import Block
-from raydkm.data.source import MemorySource
-from raydkm.errors import InputError
+from raydkm.data.source import RowSource
+from raydkm.data.tiers import Tiers
+from raydkm.errors import EngineError, InputError
 from raydkm.ops.batch import BATCH_ROWS
+
+CPU = torch.device("cpu")
+
+
+def taken(source: RowSource) -> tuple[torch.Tensor, torch.Tensor]:
+    """All rows and weights, in order."""
+    batches = list(source.batches())
+    return torch.cat([batch.rows for batch in batches]), torch.cat([batch.weights() for batch in batches])
+
+
+def tiers(cache: str = "host", memory: int = 0) -> Tiers:
+    return Tiers(cache, memory, CPU)
 
 
 @settings(max_examples=10)
 @given(st.integers(1, 3 * BATCH_ROWS), st.booleans())
 def test_batches_are_fixed_ranges_that_cover_every_row_once(rows: int, weighted: bool) -> None:
     x = np.arange(rows, dtype=np.float32)[:, None]
-    source = MemorySource.from_array(x, np.arange(rows) if weighted else None)
-    batches = [source[i] for i in range(len(source))]
+    source = RowSource.from_array(x, np.arange(rows) if weighted else None)
+    batches = list(source.batches())
     assert [batch.first for batch in batches] == list(range(0, rows, BATCH_ROWS))
     np.testing.assert_array_equal(torch.cat([batch.rows for batch in batches]), x)
     weights = torch.cat([batch.weights() for batch in batches]).numpy()
     np.testing.assert_array_equal(weights, np.arange(rows) if weighted else np.ones(rows))
 
 
-@settings(max_examples=20)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
-def test_blocks_of_any_size_make_the_same_matrix(sizes: list[int], weighted: bool) -> None:
+@pytest.mark.parametrize("way", ["host", "disk", "stream", "half", "half, then stream"])
+@pytest.mark.parametrize("known", [True, False])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), weighted=st.booleans())
+def test_rows_held_anywhere_are_the_rows_that_were_read_in_batches(
+    way: str, known: bool, sizes: list[int], weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks of one batch of four rows, of which the budget of "half" holds two."""
+    monkeypatch.setattr(raydkm.data.source, "BATCH_ROWS", 4)
+    monkeypatch.setattr(raydkm.data.source, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(raydkm.data.tiers, "FREE_OF_DISK", 1.0 if "stream" in way else 0.0)
     x = np.arange(2 * sum(sizes), dtype=np.float32).reshape(-1, 2)
     cuts = np.cumsum([0, *sizes])
-    blocks = [Block(x[a:b], np.arange(a, b, dtype=float) if weighted else None) for a, b in pairwise(cuts)]
-    source = MemorySource.from_blocks(iter(blocks), len(x), total=1000)
-    rows, weight = source.take(torch.arange(len(x)))
-    np.testing.assert_array_equal(rows, x)
-    np.testing.assert_array_equal(weight, np.arange(len(x)) if weighted else np.ones(len(x)))
-    assert (source.rows, source.dim, source.total) == (len(x), 2, 1000)
+
+    def read(after: int) -> Iterator[Block]:
+        for a, b in pairwise(cuts):
+            a = max(a, after)
+            if a < b:
+                yield Block(x[a:b], np.arange(a, b, dtype=float) if weighted else None)
+
+    room = tiers("auto", 2 * 4 * (8 + 8 * weighted)) if "half" in way else tiers(way)
+    source = RowSource.hold(read, room, rows=len(x) if known else None, total=1000)
+    for _ in range(2):
+        rows, weight = taken(source)
+        np.testing.assert_array_equal(rows, x)
+        np.testing.assert_array_equal(weight, np.arange(len(x)) if weighted else np.ones(len(x)))
+    firsts = [batch.first for batch in source.batches()]
+    assert firsts == list(range(0, len(x), 4))
+    if len(x) > 8 and "half" in way:
+        assert room.held["host"] and room.held["stream" if "stream" in way else "disk"]
+    assert source.total == 1000
 
 
 @pytest.mark.parametrize(
@@ -44,20 +81,37 @@ def test_blocks_of_any_size_make_the_same_matrix(sizes: list[int], weighted: boo
     [(np.array([[0.1]]), "vectors of uint8 and of float64"), (np.ones((1, 3), np.uint8), "vectors of 1 and of 3 dim")],
 )
 def test_blocks_of_several_types_or_dimensions_are_refused_rather_than_cast(second: np.ndarray, told: str) -> None:
+    blocks = [Block(np.array([[200]], np.uint8), None), Block(second, None)]
     with pytest.raises(InputError, match=told):
-        MemorySource.from_blocks([Block(np.array([[200]], np.uint8), None), Block(second, None)], 2)
+        RowSource.hold(lambda _: iter(blocks), tiers(), rows=2)
 
 
 def test_a_worker_without_rows_has_no_batches() -> None:
-    source = MemorySource.from_blocks([], 0, total=10)
-    assert (len(source), source.rows, source.total) == (0, 0, 10)
+    source = RowSource.hold(lambda _: iter(()), tiers(), rows=0, total=10)
+    assert (list(source.batches()), source.held, source.total) == ([], 0, 10)
 
 
-def test_rows_are_taken_by_position_with_their_weights() -> None:
-    source = MemorySource.from_array(np.arange(10.0)[:, None], np.arange(10) * 2)
-    rows, weight = source.take(torch.tensor([7, 0, 3]))
-    assert rows[:, 0].tolist() == [7.0, 0.0, 3.0]
-    assert weight.tolist() == [14.0, 0.0, 6.0]
+def test_rows_that_come_but_once_need_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raydkm.data.tiers, "FREE_OF_DISK", 1.0)
+    blocks = iter([Block(np.ones((3, 2)), None)])
+    with pytest.raises(EngineError, match="no room for the rows"):
+        RowSource.hold(lambda _: blocks, tiers("auto"), again=False)
+
+
+def test_what_is_wrong_with_rows_read_again_is_raised_by_the_pass_and_ends_the_reading() -> None:
+    def read(after: int) -> Iterator[Block]:
+        for _ in range(100):
+            yield Block(np.ones((BATCH_ROWS, 2)), None)
+        raise InputError("row 1")
+
+    source = RowSource.hold(read, tiers("stream"), total=0)
+    before = threading.active_count()
+    with pytest.raises(InputError, match="row 1"):
+        list(source.batches())
+    some = source.batches()
+    next(some)
+    some.close()
+    assert threading.active_count() == before
 
 
 @pytest.mark.parametrize(
@@ -75,7 +129,7 @@ def test_rows_are_taken_by_position_with_their_weights() -> None:
 )
 def test_arrays_are_held_in_their_type_or_one_that_holds_their_values(dtype, held: torch.dtype) -> None:
     x = np.arange(6, dtype=dtype).reshape(3, 2)
-    rows, _ = MemorySource.from_array(x).take(torch.arange(3))
+    rows, _ = taken(RowSource.from_array(x))
     assert rows.dtype == held
     assert rows.tolist() == x.tolist()
 
@@ -86,7 +140,7 @@ def test_arrays_in_any_layout_and_tensors_are_accepted_and_never_written_to() ->
     frozen.flags.writeable = False
     graph = torch.from_numpy(x.copy()).requires_grad_()
     for array in (np.asfortranarray(x), x[:, ::-1][:, ::-1], frozen, torch.from_numpy(x), graph, x.astype(">f4")):
-        rows, _ = MemorySource.from_array(array).take(torch.arange(3))
+        rows, _ = taken(RowSource.from_array(array))
         np.testing.assert_array_equal(rows, x)
 
 
@@ -108,9 +162,9 @@ def test_arrays_in_any_layout_and_tensors_are_accepted_and_never_written_to() ->
 )
 def test_arrays_that_cannot_serve_are_refused(array, weight, told: str) -> None:
     with pytest.raises(InputError, match=told):
-        MemorySource.from_array(array, weight)
+        RowSource.from_array(array, weight)
 
 
 def test_a_zero_row_is_refused_where_directions_count() -> None:
     with pytest.raises(InputError, match=r"^row 1: a zero vector"):
-        MemorySource.from_array(np.array([[1.0, 0.0], [0.0, 0.0]]), unit=True)
+        RowSource.from_array(np.array([[1.0, 0.0], [0.0, 0.0]]), unit=True)

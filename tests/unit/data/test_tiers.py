@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import raydkm
-from raydkm.data.tiers import allocator, on_disk
+from raydkm.data.tiers import Tiers, file_on_disk, matrix
 from raydkm.errors import ConfigError, EngineError
 
 
@@ -22,24 +23,39 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float64])
 def test_rows_on_disk_are_a_matrix_in_their_own_dtype_in_a_file_without_a_name(temporary: Path, dtype) -> None:
-    matrix = on_disk((1000, 3), dtype)
-    matrix[:] = np.arange(1000)[:, None] % 100
-    assert isinstance(matrix, np.memmap)
-    assert matrix.dtype == dtype
-    assert (matrix[:, 1] == np.arange(1000) % 100).all()
+    rows, file = matrix("disk", 1000, 3, np.dtype(dtype))
+    rows[:] = np.arange(1000)[:, None] % 100
+    assert rows.dtype == dtype
+    assert (rows[:, 1] == np.arange(1000) % 100).all()
+    assert bytes(file)[: rows.nbytes] == rows.tobytes()
     assert list(temporary.iterdir()) == []
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_read(temporary: Path) -> None:
-    free = os.statvfs(temporary).f_bavail * os.statvfs(temporary).f_frsize
     with pytest.raises(EngineError, match="set TMPDIR to a larger disk"):
-        on_disk((4 * free, 16), np.float64)
+        file_on_disk(4 * shutil.disk_usage(temporary).free)
 
 
-def test_auto_holds_in_memory_what_fits_the_budget() -> None:
-    auto = allocator("auto", 100)
-    assert not isinstance(auto((10, 10), np.uint8), np.memmap)
-    assert isinstance(auto((10, 11), np.uint8), np.memmap)
+def test_auto_takes_the_fastest_tier_that_has_room() -> None:
+    room = Tiers("auto", 100, torch.device("cuda"), device_memory=50)
+    everything = shutil.disk_usage(tempfile.gettempdir()).total
+    assert [room.place(size) for size in (30, 30, 20, 60, 10, 1, everything)] == [
+        "device",
+        "host",
+        "device",
+        "host",
+        "host",
+        "disk",
+        "stream",
+    ]
+    assert str(room).endswith("memory budget 9.31e-08 GiB")
+
+
+def test_the_device_alone_is_refused_when_it_is_full_or_there_is_none() -> None:
+    with pytest.raises(EngineError, match="of free device memory"):
+        Tiers("device", 0, torch.device("cuda"), device_memory=100).place(101)
+    with pytest.raises(ConfigError, match="runs on the CPU"):
+        raydkm.fit(np.ones((10, 2)), clusters=2, cache="device", device="cpu")
 
 
 def test_every_tier_gives_the_same_bits(tmp_path: Path) -> None:
@@ -47,7 +63,7 @@ def test_every_tier_gives_the_same_bits(tmp_path: Path) -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 5)
     pq.write_table(pa.table({"z": column}), tmp_path / "rows.parquet")
     options = {"column": "z", "clusters": 7, "objective": "kmeans"}
-    ways = [{"cache": "host"}, {"cache": "disk"}, {"memory_budget": 1e-6}]
+    ways = [{"cache": "host"}, {"cache": "disk"}, {"cache": "stream"}, {"memory_budget": 1e-6}]
     assert len({raydkm.fit(tmp_path, **options, **way).checksum() for way in ways}) == 1
 
 

@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 import raydkm
-from raydkm.data.source import MemorySource
+from raydkm.data.source import RowSource
 from raydkm.engine.comm import Solo
 from raydkm.engine.passes import Passes
 from raydkm.engine.survey import survey
@@ -35,7 +35,7 @@ def labels_of(model: Model, x: NDArray) -> NDArray[np.int64]:
 
 
 def surveyed(x: NDArray, weight: NDArray | None = None, seed: int = 0, size: int = 50, metric: str = "euclidean"):
-    return survey(Passes(MemorySource.from_array(x, weight), Solo(), torch.device("cpu")), metric, size, seed)
+    return survey(Passes(RowSource.from_array(x, weight), Solo(), torch.device("cpu")), metric, size, seed)
 
 
 # Hard k-means against scikit-learn
@@ -454,7 +454,7 @@ def test_the_history_tells_every_step(blobs) -> None:
 @pytest.mark.parametrize(("copies", "seed_rows"), [(40, 30), (40, 2000), (3, 20_000)])
 def test_a_data_set_repeated_many_times_is_seeded_from_as_many_different_rows(copies: int, seed_rows: int) -> None:
     x = np.random.default_rng(0).standard_normal((BATCH_ROWS, 4)).astype(np.float32)
-    source = MemorySource.from_array(np.tile(x, (copies, 1)))
+    source = RowSource.from_array(np.tile(x, (copies, 1)))
     look = survey(Passes(source, Solo(), torch.device("cpu")), "euclidean", seed_rows, 0)
     expected = min(seed_rows, BATCH_ROWS)
     assert len(np.unique(look.sample_rows.numpy(), axis=0)) == len(look.sample_rows) == expected

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from raydkm.data.source import MemorySource
+from raydkm.data.source import RowSource
+from raydkm.data.tiers import Chunk
 from raydkm.engine.comm import Solo
 from raydkm.engine.passes import Passes, thread_pool
 from raydkm.errors import EngineError
@@ -33,7 +34,7 @@ def test_a_pass_is_the_same_for_any_number_of_threads(rows: np.ndarray) -> None:
     buffers = []
     for threads in (1, 2, 3, 11):
         with thread_pool(threads) as pool:
-            passes = Passes(MemorySource.from_array(rows), Solo(), CPU, threads, pool.map)
+            passes = Passes(RowSource.from_array(rows), Solo(), CPU, threads, pool.map)
             buffers.append(passes.sum(FIELDS, add_up).buffer)
     assert all(torch.equal(buffer, buffers[0]) for buffer in buffers)
     np.testing.assert_allclose(Statistics(FIELDS, buffers[0])["total"].numpy(), rows.sum(0), atol=1e-5)
@@ -41,7 +42,7 @@ def test_a_pass_is_the_same_for_any_number_of_threads(rows: np.ndarray) -> None:
 
 def test_each_batch_goes_to_exactly_one_thread(rows: np.ndarray) -> None:
     with thread_pool(3) as pool:
-        passes = Passes(MemorySource.from_array(rows), Solo(), CPU, 3, pool.map)
+        passes = Passes(RowSource.from_array(rows), Solo(), CPU, 3, pool.map)
         shares = passes.each(lambda batches: [batch.first for batch in batches])
     assert len(shares) == 3
     assert sorted(first for share in shares for first in share) == list(range(0, len(rows), BATCH_ROWS))
@@ -49,7 +50,7 @@ def test_each_batch_goes_to_exactly_one_thread(rows: np.ndarray) -> None:
 
 def test_workers_with_parts_cut_between_batches_add_up_to_the_whole(rows: np.ndarray) -> None:
     def passes(part: np.ndarray) -> Passes:
-        return Passes(MemorySource.from_array(part), Solo(), CPU)
+        return Passes(RowSource.from_array(part), Solo(), CPU)
 
     cut = 2 * BATCH_ROWS
     parts = passes(rows[:cut]).sum(FIELDS, add_up) + passes(rows[cut:]).sum(FIELDS, add_up)
@@ -58,7 +59,7 @@ def test_workers_with_parts_cut_between_batches_add_up_to_the_whole(rows: np.nda
 
 @pytest.mark.parametrize("total", [10, 12])
 def test_a_pass_that_misses_or_repeats_rows_is_an_error(total: int) -> None:
-    source = MemorySource(torch.ones(11, 2), total=total)
+    source = RowSource([Chunk(torch.ones(11, 2), None)], total=total)
     with pytest.raises(EngineError, match=f"saw 11 rows of {total}"):
         Passes(source, Solo(), CPU).sum(FIELDS, add_up)
 
@@ -69,7 +70,7 @@ def test_an_error_in_a_thread_reaches_the_caller(rows: np.ndarray) -> None:
             raise ValueError(f"batch at {batch.first}")
 
     with thread_pool(2) as pool, pytest.raises(ValueError, match="batch at"):
-        Passes(MemorySource.from_array(rows), Solo(), CPU, 2, pool.map).each(fail)
+        Passes(RowSource.from_array(rows), Solo(), CPU, 2, pool.map).each(fail)
 
 
 def test_torch_uses_one_thread_inside_a_pool_and_as_many_as_before_after_it() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydkm.data.source import MemorySource
+from raydkm.data.source import RowSource
 from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
@@ -28,7 +28,7 @@ class Setting:
         rng = np.random.default_rng(0)
         self.x = rng.standard_normal((ROWS, DIM)).astype(np.float32)
         self.weight = rng.random(ROWS) * 3 if weighted else None
-        self.source = MemorySource.from_array(self.x, self.weight)
+        self.source = RowSource.from_array(self.x, self.weight)
         self.frame = Frame.identity("euclidean", DIM, dtype)
         log_s = torch.from_numpy(0.5 * rng.standard_normal(clusters))
         prototypes = torch.from_numpy(rng.standard_normal((clusters, DIM)))
@@ -50,7 +50,7 @@ class Setting:
         return into
 
     def batches(self) -> list[Batch]:
-        return [self.source[i] for i in range(len(self.source))]
+        return list(self.source.batches())
 
     def posteriors(self) -> np.ndarray:
         theta, bias = self.scores.prototypes.double().numpy(), self.scores.bias.double().numpy()
@@ -162,10 +162,10 @@ def test_counts_and_sums_stay_exact_beyond_two_to_the_24th() -> None:
     scores = Scores.of(
         torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 1.0, torch.float32, CPU
     )
-    source = MemorySource.from_array(x, weight)
+    source = RowSource.from_array(x, weight)
     into = Statistics(cluster_fields(1, rows, 4097.0, bound, hard=True))
     local = hard_statistics(scores, Frame.identity("euclidean", 2), screen=False)
-    for i in range(len(source)):
-        local(source[i], into)
+    for batch in source.batches():
+        local(batch, into)
     assert into["counts"].item() == 4097 * rows
     np.testing.assert_array_equal(into["sums"][0].numpy(), 4097 * x.astype(np.float64).sum(0))

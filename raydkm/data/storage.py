@@ -1,0 +1,103 @@
+"""Storage by path or URI (``s3://``, ``gs://``, ``file://``): the only place that knows where files are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from pyarrow import fs
+
+from raydkm.errors import InputError
+
+T = TypeVar("T")
+
+logger = logging.getLogger("raydkm")
+
+#: Reads of one piece of a file before it is given up, and the seconds before the second of them (then four times that).
+ATTEMPTS = 4
+FIRST_WAIT_S = 0.1
+
+
+def locate(name: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or URI, and the path in it.
+
+    A URI's query configures its file system (as ``s3://bucket/key?endpoint_override=host%3A9000&scheme=http``).
+
+    Raises
+    ------
+    InputError
+        For a URI that names no file system, or one whose support pyarrow lacks.
+    """
+    if "://" not in name:
+        return _LOCAL, os.path.abspath(name)
+    parts = urlsplit(name)
+    files, base = _file_system(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
+    return files, f"{base.rstrip('/')}/{unquote(parts.path).lstrip('/')}"
+
+
+_LOCAL = fs.LocalFileSystem()
+
+
+@lru_cache(maxsize=64)
+def _file_system(root: str) -> tuple[fs.FileSystem, str]:
+    try:
+        return fs.FileSystem.from_uri(root)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{root}: {error}") from None
+
+
+def named(name: str, path: str) -> str:
+    """The name of another `path` in the file system of `name`."""
+    if "://" not in name:
+        return path
+    parts = urlsplit(name)
+    _, base = _file_system(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
+    inside = path.removeprefix(base.rstrip("/")).lstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc, f"/{inside}", parts.query, ""))
+
+
+def inside(directory: str, child: str) -> str:
+    """The name of a file in a directory that is given as path or URI."""
+    place, mark, query = directory.partition("?") if "://" in directory else (directory, "", "")
+    return f"{place.rstrip('/')}/{child}{mark}{query}"
+
+
+def is_local(name: str) -> bool:
+    return isinstance(locate(name)[0], fs.LocalFileSystem)
+
+
+def plain(name: str) -> str:
+    """The path in a name, without scheme and query; an absolute one."""
+    return locate(name)[1] if "://" in name else os.path.abspath(name)
+
+
+def passing(error: OSError) -> bool:
+    """Whether a failed read may go well when tried again."""
+    return not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
+
+
+def wait_to_retry(name: str, failures: int, error: OSError) -> None:
+    """Sleep before the next attempt, or raise `InputError` if there have been enough or it would fail again."""
+    told = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not passing(error):
+        raise InputError(f"{name}: {told}") from None
+    if failures >= ATTEMPTS:
+        raise InputError(f"{name}: cannot be read, after {failures} attempts ({told})") from None
+    logger.warning("%s: a read failed (%s); trying again", name, told)
+    time.sleep(FIRST_WAIT_S * 4 ** (failures - 1))
+
+
+def retried(name: str, read: Callable[[], T]) -> T:
+    """The value of ``read()``, which is called up to `ATTEMPTS` times while it raises `OSError`."""
+    failures = 0
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            failures += 1
+            wait_to_retry(name, failures, error)

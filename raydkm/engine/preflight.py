@@ -1,0 +1,91 @@
+"""What can be known to fail is found before minutes of reading: one sentence each, raised by all workers."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import tempfile
+from importlib.metadata import version
+
+import torch
+
+from raydkm.config import FitConfig, FitRunConfig
+from raydkm.data.parquet import ParquetTable
+from raydkm.data.storage import locate
+from raydkm.data.tiers import FREE_OF_DISK, Tiers
+from raydkm.engine.comm import ProcessGroup, gathered
+from raydkm.engine.where import available_memory
+from raydkm.errors import EngineError, InputError
+
+#: What must be alike on all nodes for the same bits, and for workers to understand each other.
+PACKAGES = ("raydkm", "torch", "numpy", "pyarrow")
+
+
+def check_workers(comm: ProcessGroup) -> None:
+    """All workers answer, run the same versions, and can add up; afterwards `comm` knows their names.
+
+    Raises
+    ------
+    EngineError
+        In all workers.
+    """
+    comm.names = comm.all_gather(f"worker {comm.rank} ({socket.gethostname()}, process {os.getpid()})")
+    mine = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+    for name, theirs in zip(comm.names, everyone := comm.all_gather(mine), strict=True):
+        for package, number in theirs.items():
+            if number != everyone[0][package]:
+                raise EngineError(
+                    f"{name} runs {package} {number} and {comm.names[0]} {everyone[0][package]}; install one version "
+                    "on all nodes"
+                )
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    sent = torch.tensor([2**40 + comm.rank, -comm.rank], device=device)
+    comm.all_reduce(sent)
+    ranks = sum(range(comm.world_size))
+    if sent.tolist() != [comm.world_size * 2**40 + ranks, -ranks]:
+        raise EngineError(f"the workers add up wrongly: {sent.tolist()} on {comm.names[comm.rank]}; check the network")
+
+
+def check_room(
+    comm: ProcessGroup, config: FitConfig, run: FitRunConfig, table: ParquetTable, rows: int, tiers: Tiers, shared: int
+) -> None:
+    """This worker reaches its files, and the tier asked for holds its `rows`; `shared` workers are on its node.
+
+    Raises
+    ------
+    InputError, EngineError
+        In all workers.
+    """
+
+    def check() -> None:
+        name = comm.names[comm.rank]
+        files, path = locate(table.files[0])
+        if not files.get_file_info(path).is_file:
+            raise InputError(f"{name} does not reach {table.files[0]}: do all nodes share the storage?")
+        sums = 8 * config.clusters * (table.dim + 1) * ((run.threads or 1) + 1)
+        memory = available_memory() // shared
+        if sums > memory:
+            raise EngineError(
+                f"{name}: the sums of {config.clusters} clusters take {_gib(sums)}, of {_gib(memory)} of memory left; "
+                "use fewer threads or workers a node"
+            )
+        size = rows * (table.dim * table.dtype.itemsize + 8 * (table.columns.weight is not None))
+        disk = shutil.disk_usage(tempfile.gettempdir())
+        room = {
+            "host": (memory - sums, "memory"),
+            "disk": ((disk.free - int(FREE_OF_DISK * disk.total)) // shared, f"disk in {tempfile.gettempdir()}"),
+            "device": (tiers.device_memory, "device memory"),
+        }
+        if run.cache in room and size > room[run.cache][0]:
+            left, what = room[run.cache]
+            raise EngineError(
+                f"{name}: {_gib(size)} of rows, but {_gib(left)} of {what} left; use cache auto, or more workers"
+            )
+
+    gathered(comm, check)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
