@@ -58,8 +58,10 @@ class FitConfig(_Frozen):
         description="Seeding: k-means||, k-means++, random, or the path of an .npy file of prototypes (K, d).",
     )
     n_init: int = Field(4, ge=1, description="Seeded restarts on the seeding sample; the best goes on to all rows.")
-    seed_rows: int | None = Field(
-        None, ge=1, description="Rows in the seeding sample (default: 32 K, at least 8192, at most all rows)."
+    seed_rows: int | Literal["all"] | None = Field(
+        None,
+        description="Rows in the seeding sample (default: 32 K, at least 8192, at most all rows); or all: k-means|| "
+        "and k-means++ draw from every row, at the cost of a pass for each of 5 rounds or K draws.",
     )
     max_steps: int = Field(300, ge=1, description="Most ADM steps.")
     tol: float = Field(
@@ -89,6 +91,15 @@ class FitConfig(_Frozen):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError("must be auto, cpu, cuda or cuda:N")
         return device
+
+    @field_validator("seed_rows", mode="before")
+    @classmethod
+    def _number_or_all(cls, value: Any) -> Any:
+        if value is None or value == "all":
+            return value
+        if not re.fullmatch(r"0*[1-9][0-9]*", str(value)):
+            raise ValueError("must be a positive number of rows, or all")
+        return int(value)
 
     @field_validator("temperature", mode="before")
     @classmethod

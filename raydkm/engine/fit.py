@@ -124,7 +124,7 @@ def fit_rows(
         elif start is not None:
             state, seeding, history = given(start, config, frame), {"init": "array"}, []
         else:
-            (state, seeding), history = seeded(passes, look, config, frame, objective), []
+            (state, seeding), history = seeded(passes, look, config, frame, facts, objective), []
         report(
             "run",
             config=config.model_dump(),

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raydkm.config import FitConfig
 from raydkm.data.source import RowSource
 from raydkm.engine.comm import Solo
 from raydkm.engine.loop import adm
 from raydkm.engine.passes import Passes
+from raydkm.engine.seed_all import SEEDINGS_OF_ALL, SeedingOfAll
 from raydkm.engine.survey import Survey, measure
 from raydkm.errors import ConfigError
 from raydkm.objectives import State
@@ -30,7 +32,8 @@ SEED_ROWS_PER_CLUSTER = 32
 
 def seed_rows(config: FitConfig, total: int) -> int:
     """Rows in the seeding sample of a data set of `total` rows."""
-    wanted = config.seed_rows or max(MIN_SEED_ROWS, SEED_ROWS_PER_CLUSTER * config.clusters)
+    default = max(MIN_SEED_ROWS, SEED_ROWS_PER_CLUSTER * config.clusters)
+    wanted = config.seed_rows if isinstance(config.seed_rows, int) else default
     return min(total, max(wanted, config.clusters))
 
 
@@ -53,6 +56,7 @@ def seeded(
     look: Survey,
     config: FitConfig,
     frame: Frame,
+    facts: Moments,
     objective: Callable[[Moments], DistanceObjective],
 ) -> tuple[State, dict[str, Any]]:
     """Seed on the sample; of several restarts, each a short fit of the sample, return the best.
@@ -60,6 +64,8 @@ def seeded(
     The fit goes on from where the best restart has come to, or, where the sample is all there is, repeats it from
     its beginning, so that the history tells the whole course.
     """
+    if config.seed_rows == "all" and config.init in SEEDINGS_OF_ALL and not look.sample_is_all:
+        return seeded_of_all(passes, look, config, frame, facts)
     clusters, weight = config.clusters, look.sample_weight
     among = torch.arange(max(clusters, len(weight))) % len(weight)  # rows again and again, if too few of them differ
 
@@ -90,3 +96,25 @@ def seeded(
     reached = [objectives[number] for number in range(config.n_init)]
     state = drawn(best) if look.sample_is_all else state
     return state, {"init": config.init, "sample_rows": len(weight), "restart_objectives": reached}
+
+
+def seeded_of_all(
+    passes: Passes, look: Survey, config: FitConfig, frame: Frame, facts: Moments
+) -> tuple[State, dict[str, Any]]:
+    """Seed on all rows; of several seedings, return the one with the least sum of squared distances.
+
+    There is no short fit of the sample here: clusters that it lacks would be lost again.
+    """
+    found: list[tuple[float, Tensor]] = []
+    for restart in range(config.n_init):
+        rng = np.random.Generator(np.random.Philox(key=[config.seed, restart]))
+        first = look.sample_rows[restart % len(look.sample_rows)][None]
+        seeding = SeedingOfAll(passes, frame, facts, frame(first), seed=int(rng.integers(2**62)))
+        prototypes = SEEDINGS_OF_ALL[config.init](seeding, config.clusters, rng)
+        prototypes = passes.comm.all_gather(prototypes)[0]
+        quality = SeedingOfAll(passes, frame, facts, prototypes)
+        found.append((quality.measured(), prototypes.double()))
+    reached = [value / facts.weight for value, _ in found]
+    best = found[int(np.argmin(reached))][1]
+    seeding_record = {"init": config.init, "sample_rows": facts.rows, "restart_objectives": reached}
+    return State(0, best, torch.zeros(config.clusters, dtype=torch.float64)), seeding_record

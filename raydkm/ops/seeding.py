@@ -58,8 +58,7 @@ def kmeans_parallel(z: Tensor, weight: Tensor, clusters: int, rng: Generator, ro
     owner = torch.zeros(len(z), dtype=torch.int64)
     candidates = picked
     for round_ in range(rounds + 1):
-        if len(picked):  # a round may draw none, above all for few clusters
-            _keep_nearest(z, square, z[picked], len(candidates) - len(picked), nearest, owner)
+        keep_nearest(z, square, z[picked], len(candidates) - len(picked), nearest, owner)
         mass = weight * nearest
         total = float(mass.sum())
         if round_ == rounds or total == 0:
@@ -71,6 +70,19 @@ def kmeans_parallel(z: Tensor, weight: Tensor, clusters: int, rng: Generator, ro
         return kmeans_plus_plus(z, weight, clusters, rng)
     owned = torch.zeros(len(candidates), dtype=torch.float64).index_add_(0, owner, weight)
     return kmeans_plus_plus(z[candidates], owned.clamp_(min=1e-300), clusters, rng)
+
+
+def keep_nearest(z: Tensor, square: Tensor, new: Tensor, first: int, nearest: Tensor, owner: Tensor) -> None:
+    """Update, in place, each row's squared distance to its nearest candidate and that candidate's number.
+
+    Of the candidates, `new` (m, d) are those from number `first` on; a round may draw none.
+    """
+    for start in range(0, len(z) if len(new) else 0, 1024):
+        rows = slice(start, start + 1024)
+        closest, which = _squares(z[rows], square[rows], new).min(1)
+        closer = closest < nearest[rows]
+        nearest[rows] = torch.where(closer, closest, nearest[rows])
+        owner[rows] = torch.where(closer, (which + first).to(owner.dtype), owner[rows])
 
 
 SEEDINGS: dict[str, Seeding] = {
@@ -91,13 +103,3 @@ def _squares(z: Tensor, square: Tensor, centers: Tensor) -> Tensor:
     """Squared distances (n, m), never negative."""
     cross = torch.addmm(centers.square().sum(1), z, centers.T, alpha=-2)
     return cross.add_(square[:, None]).clamp_(min=0)
-
-
-def _keep_nearest(z: Tensor, square: Tensor, new: Tensor, first: int, nearest: Tensor, owner: Tensor) -> None:
-    """Update, in place, each row's squared distance to its nearest candidate and that candidate's number."""
-    for start in range(0, len(z), 1024):
-        rows = slice(start, start + 1024)
-        closest, which = _squares(z[rows], square[rows], new).min(1)
-        closer = closest < nearest[rows]
-        nearest[rows] = torch.where(closer, closest, nearest[rows])
-        owner[rows] = torch.where(closer, which + first, owner[rows])
