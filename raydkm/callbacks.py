@@ -19,8 +19,8 @@ from raydkm.errors import ConfigError
 #: Seconds between two sendings of what has been gathered; the end of a fit sends the rest.
 SEND_S = 5.0
 
-#: Metrics in one request, of which MLflow takes no more than 1000.
-BATCH = 900
+#: Metrics in one request. MLflow takes 1000, which may keep a small server busy for many seconds.
+BATCH = 500
 
 #: The tag of an MLflow run with the identity of the callback that made it.
 KEY = "raydkm.callback"
@@ -138,7 +138,7 @@ class MLflow:
         self._gathered += [(name, value, now, self._step) for name, value in _metrics(event).items()]
         if kind in ("end", "failed"):
             self._end(event)
-        elif self._run and (len(self._gathered) >= BATCH or time.monotonic() - self._sent >= SEND_S):
+        elif self._run and time.monotonic() - self._sent >= SEND_S:
             self._send(self._run)
 
     def _begin(self, event: Event) -> None:
@@ -168,8 +168,9 @@ class MLflow:
     def _send(self, run: str) -> None:
         from mlflow.entities import Metric
 
-        if self._gathered:
-            self._client().log_batch(run, metrics=[Metric(*metric) for metric in self._gathered])
+        client = self._client()
+        for first in range(0, len(self._gathered), BATCH):
+            client.log_batch(run, metrics=[Metric(*metric) for metric in self._gathered[first : first + BATCH]])
         self._gathered, self._sent = [], time.monotonic()
 
     def _end(self, event: Event) -> None:
@@ -178,7 +179,7 @@ class MLflow:
         if run:
             self._send(run)
             if event["event"] == "failed":
-                client.set_tag(run, "raydkm.error", event["error"][:5000])
+                client.set_tag(run, "raydkm.last_error", event["error"][:5000])
             client.set_terminated(run, "FAILED" if event["event"] == "failed" else "FINISHED")
         self._run, self._step, self._gathered = None, 0, []
 
@@ -197,9 +198,11 @@ class MLflow:
         return None
 
     def _client(self) -> Any:
-        # by default MLflow tries for many minutes; workers wait for one another no longer than `timeout`
+        # by default MLflow tries for many minutes, but other workers wait no longer than `timeout` for this one,
+        # and prints addresses on stdout, which is the command line's
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow import MlflowClient
 
         return MlflowClient(self.tracking_uri)
@@ -222,4 +225,5 @@ def _metrics(event: Event) -> dict[str, float]:
 def _table(event: Event) -> str:
     """The facts of a ``run`` as a table in Markdown."""
     facts = {**event["config"], **{name: value for name, value in event.items() if name not in ("event", "config")}}
-    return "\n".join(["| | |", "|-|-|", *(f"| {name} | {value} |" for name, value in facts.items())])
+    lines = ["| {} | {} |".format(name, str(value).replace("|", "\\|")) for name, value in facts.items()]
+    return "\n".join(["| | |", "|-|-|", *lines])

@@ -28,8 +28,11 @@ def _opened(name: str) -> Iterator[pq.ParquetFile]:
     """A file opened for reading its row groups one after another; what is not Parquet is refused."""
     files, path = locate(name)
     try:
-        # from an object store, all of a row group is asked for at once
-        with files.open_input_file(path) as stream, pq.ParquetFile(stream, pre_buffer=not is_local(name)) as file:
+        with (
+            files.open_input_file(path) as stream,
+            # from an object store, all of a row group is asked for at once
+            pq.ParquetFile(stream, pre_buffer=not is_local(name), page_checksum_verification=True) as file,
+        ):
             yield file
     except pa.ArrowInvalid as error:
         raise InputError(f"{name}: not a readable Parquet file ({str(error).splitlines()[0]})") from None

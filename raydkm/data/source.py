@@ -5,7 +5,6 @@ An algorithm asks a source for nothing but its batches; it does not know where t
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 
@@ -17,8 +16,8 @@ from torch import Tensor
 from raydkm.data.columns import Block, check_rows, check_weight
 from raydkm.data.parquet import ParquetTable
 from raydkm.data.prefetch import prefetched
-from raydkm.data.tiers import Chunk, Tiers, matrix
-from raydkm.errors import EngineError, InputError
+from raydkm.data.tiers import Chunk, Room, Tiers
+from raydkm.errors import InputError
 from raydkm.ops.batch import BATCH_ROWS, Batch
 
 #: Bytes of a chunk of rows, as near as whole canonical batches come to it.
@@ -137,23 +136,17 @@ class RowSource:
             return cls([], first, total, lambda: read(0))
         left, held = rows, 0
 
-        def room(width: int, dtype: np.dtype, weighted: bool) -> _Room | None:
+        def room(dim: int, dtype: np.dtype, weighted: bool) -> Room | None:
             nonlocal left
-            size = max(1, CHUNK_BYTES // (BATCH_ROWS * width * dtype.itemsize)) * BATCH_ROWS
+            size = max(1, CHUNK_BYTES // (BATCH_ROWS * dim * dtype.itemsize)) * BATCH_ROWS
             size = size if left is None else min(size, left)
             left = None if left is None else left - size
-            tier = tiers.place(size * (width * dtype.itemsize + 8 * weighted))
-            if tier == "stream":
-                if again:
-                    return None
-                raise EngineError("no room for the rows in memory or on local disk; give more workers, or cache stream")
-            return _Room(tier, size, width, dtype, weighted)
+            return tiers.room(size, dim, dtype, weighted=weighted, again=again)
 
         chunks = []
         with closing(prefetched(read(0), READ_AHEAD)) as blocks:
-            for filled in gathered(blocks, room):
-                chunks.append(tiers.chunk(filled.tier, *filled.filled()))
-                chunks[-1].was_used()
+            for full in gathered(blocks, room):
+                chunks.append(tiers.chunk(full))
                 held += len(chunks[-1])
         return cls(chunks, first, total, (lambda: read(held)) if tiers.held["stream"] else None)
 
@@ -175,53 +168,22 @@ class RowSource:
     def _pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         assert self._rest is not None
 
-        def room(width: int, dtype: np.dtype, weighted: bool) -> _Room:
-            return _Room("host", STREAM_BATCHES * BATCH_ROWS, width, dtype, weighted)
+        def room(dim: int, dtype: np.dtype, weighted: bool) -> Room:
+            return Room("host", STREAM_BATCHES * BATCH_ROWS, dim, dtype, weighted)
 
         for piece in gathered(self._rest(), room):
-            rows, weight, _ = piece.filled()
-            yield torch.from_numpy(rows), None if weight is None else torch.from_numpy(weight)
+            yield piece.filled()
 
     def within(self, tiers: Tiers) -> RowSource:
         """The same rows on the device, if there is one and it has the room; for rows that are in memory already."""
-        if tiers.device.type == "cpu" or tiers.cache == "host":
-            return self
-        tier = tiers.place(sum(chunk.nbytes for chunk in self._chunks))
-        return self.to(tiers.device) if tier == "device" else self
+        fits = tiers.takes("device", sum(chunk.nbytes for chunk in self._chunks))
+        return self.to(tiers.device) if fits else self
 
     def to(self, device: torch.device) -> RowSource:
         return RowSource([chunk.to(device) for chunk in self._chunks], self.first, self.total, self._rest)
 
 
-class _Room:
-    """A place for consecutive rows that is being filled."""
-
-    def __init__(self, tier: str, rows: int, dim: int, dtype: np.dtype, weighted: bool):
-        self.tier = tier
-        self._rows, self._file = matrix(tier, rows, dim, dtype)
-        self._weight = np.empty(rows) if weighted else None
-        self._filled = 0
-
-    def add(self, block: Block, start: int) -> int:
-        """Copy what fits of the block's rows from `start` on; return how many."""
-        into = slice(self._filled, min(len(self._rows), self._filled + len(block.rows) - start))
-        count = into.stop - into.start
-        self._rows[into] = block.rows[start : start + count]
-        if self._weight is not None:
-            self._weight[into] = block.weight[start : start + count]  # type: ignore[index]
-        self._filled += count
-        return count
-
-    @property
-    def full(self) -> bool:
-        return self._filled == len(self._rows)
-
-    def filled(self) -> tuple[NDArray, NDArray | None, mmap.mmap | None]:
-        weight = None if self._weight is None else self._weight[: self._filled]
-        return self._rows[: self._filled], weight, self._file
-
-
-def gathered(blocks: Iterable[Block], make: Callable[[int, np.dtype, bool], _Room | None]) -> Iterator[_Room]:
+def gathered(blocks: Iterable[Block], make: Callable[[int, np.dtype, bool], Room | None]) -> Iterator[Room]:
     """Fill rooms, made for (dim, dtype, whether weighted), with blocks of any sizes, until one cannot be made.
 
     Raises
@@ -229,7 +191,7 @@ def gathered(blocks: Iterable[Block], make: Callable[[int, np.dtype, bool], _Roo
     InputError
         If the blocks differ in dimension or dtype.
     """
-    room: _Room | None = None
+    room: Room | None = None
     kind: tuple[int, np.dtype] | None = None
     for block in blocks:
         now = (block.rows.shape[1], block.rows.dtype)

@@ -15,13 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from raydkm.data.columns import Block
 from raydkm.errors import ConfigError, EngineError
 
 #: Part of the disk that is left to others: Ray stops spilling its own objects when it is fuller than this.
 FREE_OF_DISK = 0.05
+
+_FASTEST_FIRST = ("device", "host", "disk")
 
 
 @dataclass(frozen=True)
@@ -84,29 +86,44 @@ class Tiers:
         self._room = {"device": device_memory, "host": memory}
         self.held: Counter[str] = Counter()
 
-    def place(self, size: int) -> str:
-        """Choose, and take, the place of `size` bytes: "device", "host", "disk" or "stream", which is none.
+    def room(self, rows: int, dim: int, dtype: np.dtype, *, weighted: bool, again: bool) -> Room | None:
+        """Make room for a chunk in the fastest tier that has it, or None if the rows are to be read `again`.
 
         Raises
         ------
         EngineError
-            If the only tier that may be used is full.
+            If there is none, in the only tier that may be used, or for rows that cannot be read again.
         """
-        if self.cache == "device" and self.held["device"] + size > self._room["device"]:
-            raise EngineError(f"the rows exceed the {_gib(self._room['device'])} of free device memory; use cache auto")
-        tier = self.cache if self.cache != "auto" else self._first_with_room(size)
+        size = rows * (dim * dtype.itemsize + 8 * weighted)
+        tier = next((tier for tier in _FASTEST_FIRST if self.takes(tier, size)), "stream")
+        try:
+            if tier == "stream":
+                raise EngineError(
+                    f"no room for {_gib(size)} more ({self}); use cache auto, a larger disk, or more workers"
+                )
+            room = Room(tier, rows, dim, dtype, weighted)
+        except EngineError:
+            if self.cache != "auto" or not again:
+                raise
+            tier, room = "stream", None
         self.held[tier] += size
-        return tier
+        return room
 
-    def _first_with_room(self, size: int) -> str:
-        for tier in ("device", "host"):
-            if self.held[tier] + size <= self._room[tier]:
-                return tier
-        return "disk" if _disk_has(size) else "stream"
+    def takes(self, tier: str, size: int) -> bool:
+        """Whether `size` more bytes may go to a tier, as far as one can know before trying."""
+        if self.cache == "auto" and tier == "disk":
+            usage = shutil.disk_usage(tempfile.gettempdir())
+            return usage.free - size >= FREE_OF_DISK * usage.total
+        if self.cache == "auto" or self.cache == tier == "device":
+            return self.held[tier] + size <= self._room[tier]
+        return self.cache == tier
 
-    def chunk(self, tier: str, rows: NDArray, weight: NDArray | None, file: mmap.mmap | None) -> Chunk:
-        chunk = Chunk(torch.from_numpy(rows), None if weight is None else torch.from_numpy(weight), file)
-        return chunk.to(self.device) if tier == "device" else chunk
+    def chunk(self, room: Room) -> Chunk:
+        """What a room that has been filled holds."""
+        rows, weight = room.filled()
+        chunk = Chunk(rows, weight, room.file)
+        chunk.was_used()
+        return chunk.to(self.device) if room.tier == "device" else chunk
 
     def __str__(self) -> str:
         """Where rows went, and why."""
@@ -124,12 +141,37 @@ class Tiers:
         return f"rows: {', '.join(parts) or 'none'}{budget}"
 
 
-def matrix(tier: str, rows: int, dim: int, dtype: np.dtype) -> tuple[NDArray, mmap.mmap | None]:
-    """An uninitialised matrix in host memory or, for the tier "disk", in a memory-mapped file (and this)."""
-    if tier != "disk":
-        return np.empty((rows, dim), dtype), None
-    file = file_on_disk(rows * dim * dtype.itemsize)
-    return np.frombuffer(file, dtype, rows * dim).reshape(rows, dim), file
+class Room:
+    """A place for consecutive rows that is being filled: host memory, or with the tier "disk" a memory-mapped file."""
+
+    def __init__(self, tier: str, rows: int, dim: int, dtype: np.dtype, weighted: bool):
+        self.tier = tier
+        self.file = file_on_disk(rows * dim * dtype.itemsize) if tier == "disk" else None
+        if self.file is None:
+            self._rows = np.empty((rows, dim), dtype)
+        else:
+            self._rows = np.frombuffer(self.file, dtype, rows * dim).reshape(rows, dim)
+        self._weight = np.empty(rows) if weighted else None
+        self._filled = 0
+
+    def add(self, block: Block, start: int) -> int:
+        """Copy what fits of the block's rows from `start` on; return how many."""
+        into = slice(self._filled, min(len(self._rows), self._filled + len(block.rows) - start))
+        count = into.stop - into.start
+        self._rows[into] = block.rows[start : start + count]
+        if self._weight is not None:
+            self._weight[into] = block.weight[start : start + count]  # type: ignore[index]
+        self._filled += count
+        return count
+
+    @property
+    def full(self) -> bool:
+        return self._filled == len(self._rows)
+
+    def filled(self) -> tuple[Tensor, Tensor | None]:
+        """The rows and their weights so far."""
+        weight = None if self._weight is None else torch.from_numpy(self._weight[: self._filled])
+        return torch.from_numpy(self._rows[: self._filled]), weight
 
 
 def file_on_disk(size: int) -> mmap.mmap:
@@ -150,11 +192,6 @@ def file_on_disk(size: int) -> mmap.mmap:
                 f"no room for {_gib(size)} more rows in {place} ({error.strerror}); set TMPDIR to a larger disk, give "
                 "more workers, or use cache stream"
             ) from None
-
-
-def _disk_has(size: int) -> bool:
-    usage = shutil.disk_usage(tempfile.gettempdir())
-    return usage.free - size >= FREE_OF_DISK * usage.total
 
 
 def _gib(size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -174,6 +175,7 @@ def fit_rows(
             "weight": facts.weight,
             "fingerprint": look.fingerprint,
             "seeding": seeding,
+            "peak_memory": comm.all_gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
         },
         seconds=clock.laps,
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from raydkm.config import RunConfig
 from raydkm.engine.assign import Assigner, AssignTask, assign_file
-from raydkm.engine.ray_train import connect, cpus_each
+from raydkm.engine.ray_train import connect, cpus_each, cpus_of_nodes
 from raydkm.errors import InputError, RaydkmError
 from raydkm.model import Model
 
@@ -36,7 +36,7 @@ def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> NDArray[np.
     """Assign all files of `task`; return the number of rows of each cluster."""
     connect()
     files = [{"source": s, "target": t} for s, t in zip(task.table.files, task.outputs(), strict=True)]
-    workers = run.workers or sum(node["Alive"] for node in ray.nodes())
+    workers = run.workers or len(cpus_of_nodes())
     least, most = (min(n, len(files)) for n in (workers if isinstance(workers, tuple) else (workers, workers)))
     cpus = cpus_each((least, most))
     threads = run.threads or cpus

@@ -1,7 +1,7 @@
 """The Ray wiring: the same fit in every worker of a Ray Train run.
 
-A Parquet table reaches the workers as a Ray Data stream of row ranges, which each worker reads straight from
-storage; a `ray.data.Dataset` (somebody's pipeline) as a stream of its blocks.
+Each worker reads its range of a Parquet table straight from storage; a `ray.data.Dataset` (somebody's pipeline) reaches
+it as a stream of blocks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,38 +37,33 @@ from raydkm.ops.batch import BATCH_ROWS
 
 logger = logging.getLogger("raydkm")
 
+#: Settings that Ray Train reads from the driver's environment, where the user has set no others: how often workers are
+#: looked at, how long a worker may take to answer that, and how long workers may take to start before it tries anew.
+_TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+}
+
 
 class EveryRow(ray.train.DataConfig):
-    """Hands every row to exactly one worker.
+    """Hands every row of a data set to exactly one worker. Ray's own split is even to the row: it drops what is over."""
 
-    Ray's own split is even to the row, and drops what is left over.
-
-    Parameters
-    ----------
-    rows : int
-        Rows of the table, if the data set streams row ranges; they are cut between canonical batches.
-    """
-
-    def __init__(self, rows: int | None):
+    def __init__(self) -> None:
         super().__init__()
-        self._rows = rows
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
     ) -> list[dict[str, Any]]:
-        data = datasets["rows"]
-        if self._rows is not None:
-            parts = [ray.data.from_items(part) for part in row_ranges(self._rows, world_size)]
-            return [{"rows": part.iterator()} for part in parts]
-        parts = data.streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
+        parts = datasets["rows"].streaming_split(world_size, equal=False, locality_hints=worker_node_ids)
         return [{"rows": part} for part in parts]
 
 
-def row_ranges(rows: int, world_size: int) -> list[list[dict[str, int]]]:
-    """For each worker, one contiguous range of rows, cut between canonical batches."""
+def row_range(rows: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The contiguous range of a table's rows that a worker reads, cut between canonical batches."""
     batches = -(-rows // BATCH_ROWS)
-    cuts = [min(rows, batches * rank // world_size * BATCH_ROWS) for rank in range(world_size + 1)]
-    return [[{"start": start, "stop": stop}] for start, stop in pairwise(cuts)]
+    start, stop = (min(rows, batches * cut // world_size * BATCH_ROWS) for cut in (rank, rank + 1))
+    return start, stop
 
 
 def connect() -> None:
@@ -96,31 +91,28 @@ def fit_on_ray(
     """Fit on the connected Ray cluster; the result is that of `fit_rows` on all rows."""
     began = time.time()
     connect()
-    stream: ray.data.Dataset
     task: dict[str, Any] = {"config": config, "run": run, "start": start, "callbacks": callbacks, "submitted": began}
+    streams: dict[str, Any] = {}
     if isinstance(data, ParquetTable):
-        workers, cpus, use_gpu = _resources(config, run)
         task["table"] = data
-        rows, stream = data.rows, ray.data.from_items([{"rows": data.rows}])
+        workers, cpus, use_gpu = _resources(config, run)
     else:
-        workers, cpus, use_gpu = _resources(config, run, spare=1)
-        task["columns"], task["total"], stream = _checked(data, config)
-        rows = None
+        task["columns"], task["total"], streams["rows"] = _checked(data, config, run)
+        workers, cpus, use_gpu = _resources(config, run, spare=1)  # without a CPU the data set would never come
     task["cpus"] = cpus
-    for name, value in _train_environment(run).items():
+    for name, value in _TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="raydkm-") as storage:
         trainer = TorchTrainer(
-            _work,  # type: ignore[arg-type]
-            train_loop_config=task,
+            partial(_work, task),  # as train_loop_config, Train's controller would unpickle it, and import torch
             torch_config=TorchConfig(timeout_s=int(2 * run.timeout) + 1),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,  # type: ignore[arg-type]
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": cpus},
             ),
-            datasets={"rows": stream},
-            dataset_config=EveryRow(rows),
+            datasets=streams,
+            dataset_config=EveryRow(),
             run_config=ray.train.RunConfig(
                 name="fit",
                 storage_path=storage,
@@ -130,19 +122,12 @@ def fit_on_ray(
         try:
             outcome = trainer.fit().return_value  # type: ignore[attr-defined]
         except ray.train.TrainingFailedError as error:
-            raise EngineError(f"the Ray run failed: {_reason(error)}") from error
+            reason = _reason(error)
+            reporter(run.run_dir, callbacks)("failed", error=reason)
+            raise EngineError(f"the Ray run failed: {reason}") from error
     if isinstance(outcome, RaydkmError):
         raise outcome
     return outcome
-
-
-def _train_environment(run: FitRunConfig) -> dict[str, str]:
-    """Settings of Ray Train that it reads from the driver's environment; what the user has set there stays."""
-    return {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(2 * run.timeout),
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(max(60.0, run.timeout)),
-    }
 
 
 def _reason(error: Exception) -> str:
@@ -152,20 +137,24 @@ def _reason(error: Exception) -> str:
     return next((line for line in told if "whose error tells more" not in line), str(error))
 
 
-def _checked(data: ray.data.Dataset, config: FitConfig) -> tuple[Columns, int, ray.data.Dataset]:
-    """The columns of a data set, its number of rows, and the stream of its blocks."""
-    schema = data.schema()
-    if schema is None:
-        raise InputError("the data set has no rows")
-    columns = Columns.named(config.column, config.weight, schema.names)
-    missing = [name for name in columns.needed if name not in schema.names]
-    if missing:
+def _checked(
+    data: ray.data.Dataset, config: FitConfig, run: FitRunConfig
+) -> tuple[Columns, int | None, ray.data.Dataset]:
+    """The columns of a data set, its number of rows where that is known, and the stream of its blocks.
+
+    Of a pipeline that has not run, Ray tells schema and count by running it: these are found when its rows arrive.
+    """
+    if run.cache == "stream" and config.seed_rows == "all":
+        raise ConfigError("seed_rows all needs rows that come in the same order again: drop it, or cache stream")
+    schema = data.schema(fetch_if_missing=False)
+    columns = Columns.named(config.column, config.weight, [] if schema is None else schema.names)
+    missing = [name for name in columns.needed if schema is not None and name not in schema.names]
+    if schema is not None and missing:
         raise InputError(f"the data set has no column '{missing[0]}'; there are: {', '.join(schema.names)}")
-    total = data.count()
-    if total == 0:
-        raise InputError("the data set has no rows")
+    known = isinstance(data, ray.data.MaterializedDataset) or run.cache == "stream"
     # whole blocks are handed out: with few of them a worker might get none
-    return columns, total, data.select_columns(columns.needed).repartition(target_num_rows_per_block=READ_ROWS)
+    stream = data.select_columns(columns.needed).repartition(target_num_rows_per_block=READ_ROWS)
+    return columns, data.count() if known else None, stream
 
 
 def _resources(config: FitConfig, run: FitRunConfig, spare: int = 0) -> tuple[int | tuple[int, int], int, bool]:
@@ -177,11 +166,17 @@ def _resources(config: FitConfig, run: FitRunConfig, spare: int = 0) -> tuple[in
     use_gpu = config.device != "cpu" and gpus > 0
     if config.device.startswith("cuda") and not gpus:
         raise ConfigError(f"device {config.device}: the Ray cluster has no GPUs")
-    workers = run.workers or (gpus if use_gpu else sum(node["Alive"] for node in ray.nodes()))
+    workers = run.workers or (gpus if use_gpu else len(cpus_of_nodes()))
     least = workers[0] if isinstance(workers, tuple) else workers
     if use_gpu and least > gpus:
         raise ConfigError(f"{least} workers, but the Ray cluster has {gpus} GPUs")
     return workers, cpus_each(workers, spare), use_gpu
+
+
+def cpus_of_nodes() -> list[int]:
+    """CPUs of each node that has any (the head often offers none), most first."""
+    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return sorted((cpus for cpus in nodes if cpus), reverse=True) or [0]
 
 
 def cpus_each(workers: int | tuple[int, int], spare: int = 0) -> int:
@@ -189,7 +184,7 @@ def cpus_each(workers: int | tuple[int, int], spare: int = 0) -> int:
 
     Of a range (MIN, MAX), MAX workers if there is room for them now, else one a node, else MIN.
     """
-    nodes = sorted((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), reverse=True)
+    nodes = cpus_of_nodes()
     nodes[0] -= spare
     least, most = workers if isinstance(workers, tuple) else (workers, workers)
     for wanted in dict.fromkeys((most, max(least, len(nodes)), least)):
@@ -236,23 +231,29 @@ def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
 
 def _ingest(task: dict[str, Any], comm: ProcessGroup, device: torch.device) -> RowSource:
     """This worker's rows; where any worker refuses its own, all raise that error."""
-    shard, run = ray.train.get_dataset_shard("rows"), task["run"]
+    run, table = task["run"], task.get("table")
     neighbours = ray.train.get_context().get_local_world_size()
     tiers = tiers_of(run, device, neighbours)
-    if "table" in task:
-        [(start, stop)] = [(row["start"], row["stop"]) for row in shard.iter_rows()]
-        check_room(comm, task["config"], run, task["table"], stop - start, tiers, neighbours)
+    if table is not None:
+        start, stop = row_range(table.rows, comm.rank, comm.world_size)
+        check_room(comm, task["config"], run, table, stop - start, tiers, neighbours)
     held: list[RowSource] = []
 
-    def hold() -> str:
-        if "table" in task:
-            held.append(RowSource.of_table(task["table"], tiers, start, stop))
+    def hold() -> tuple[str, int]:
+        if table is not None:
+            held.append(RowSource.of_table(table, tiers, start, stop))
         else:
+            shard = ray.train.get_dataset_shard("rows")
             held.append(RowSource.hold(lambda _: _read_blocks(task, shard), tiers, total=task["total"], again=False))
-        return str(tiers)
+        return str(tiers), held[0].held
 
-    for name, told in zip(comm.names, gathered(comm, hold), strict=True):
-        if comm.rank == 0:
+    parts = gathered(comm, hold)
+    if table is None and task["total"] is None:
+        held[0].total = sum(rows for _, rows in parts)
+    if held[0].total == 0:
+        raise InputError("the data set has no rows")
+    if comm.rank == 0:
+        for name, (told, _) in zip(comm.names, parts, strict=True):
             logger.info("%s: %s", name, told)
     return held[0]
 

@@ -17,7 +17,7 @@ import ray.data
 import torch
 
 import raydkm
-from raydkm.engine.ray_train import row_ranges
+from raydkm.engine.ray_train import row_range
 from raydkm.errors import ConfigError, InputError
 from raydkm.ops.batch import BATCH_ROWS
 
@@ -130,13 +130,11 @@ def test_assignment_on_ray_refuses_bad_rows_and_leaves_nothing(shards: Path, tmp
 def test_row_ranges_cover_every_row_once_between_batches() -> None:
     for rows in (1, BATCH_ROWS, 10 * BATCH_ROWS + 1):
         for world_size in (1, 2, 3, 16):
-            ranges = [part for worker in row_ranges(rows, world_size) for part in worker]
-            assert len(ranges) == world_size
-            assert ranges[0]["start"] == 0
-            assert ranges[-1]["stop"] == rows
-            for left, right in pairwise(ranges):
-                assert left["stop"] == right["start"]
-                assert left["stop"] % BATCH_ROWS == 0 or left["stop"] == rows
+            ranges = [row_range(rows, rank, world_size) for rank in range(world_size)]
+            assert (ranges[0][0], ranges[-1][1]) == (0, rows)
+            for (_, stop), (start, _) in pairwise(ranges):
+                assert stop == start
+                assert stop % BATCH_ROWS == 0 or stop == rows
 
 
 def test_the_jobs_fit_and_assign_on_the_connected_cluster(shards: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ LEVELS = {
     "model": 5,  # writes through atomic
     "engine": 6,
     "api": 7,
+    "callbacks": 7,
     "estimator": 8,
     "cli": 8,
     "": 8,  # raydkm/__init__.py
