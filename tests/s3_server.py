@@ -82,7 +82,7 @@ class S3Server:
     bucket = "bucket"
 
     def __init__(self) -> None:
-        self.app = Faulty(DomainDispatcherApplication(create_backend_app, service="s3"))
+        self.app = Faulty(DomainDispatcherApplication(create_backend_app))
         self._environment: dict[str, str | None] = {}
 
     def __enter__(self) -> S3Server:

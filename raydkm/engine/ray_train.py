@@ -20,6 +20,7 @@ import ray.data
 import ray.train
 import ray.train.torch
 import torch
+from ray.data.dataset import MaterializedDataset
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raydkm.config import FitConfig, FitRunConfig
@@ -47,10 +48,7 @@ _TRAIN_ENVIRONMENT = {
 
 
 class EveryRow(ray.train.DataConfig):
-    """Hands every row of a data set to exactly one worker. Ray's own split is even to the row: it drops what is over."""
-
-    def __init__(self) -> None:
-        super().__init__()
+    """Hands every row of a data set to exactly one worker; Ray's own split is even to the row, and drops the rest."""
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, worker_handles: Any, worker_node_ids: Any, **kwargs: Any
@@ -104,7 +102,8 @@ def fit_on_ray(
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="raydkm-") as storage:
         trainer = TorchTrainer(
-            partial(_work, task),  # as train_loop_config, Train's controller would unpickle it, and import torch
+            # the task not as train_loop_config, which Train's controller unpickles: it would import torch
+            partial(_work, task),  # type: ignore[arg-type]
             torch_config=TorchConfig(timeout_s=int(2 * run.timeout) + 1),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,  # type: ignore[arg-type]
@@ -151,7 +150,7 @@ def _checked(
     missing = [name for name in columns.needed if schema is not None and name not in schema.names]
     if schema is not None and missing:
         raise InputError(f"the data set has no column '{missing[0]}'; there are: {', '.join(schema.names)}")
-    known = isinstance(data, ray.data.MaterializedDataset) or run.cache == "stream"
+    known = isinstance(data, MaterializedDataset) or run.cache == "stream"
     # whole blocks are handed out: with few of them a worker might get none
     stream = data.select_columns(columns.needed).repartition(target_num_rows_per_block=READ_ROWS)
     return columns, data.count() if known else None, stream

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+import raydkm
+from raydkm.engine.checkpoint import CheckpointFile
 
 ray = pytest.importorskip("ray")
 
@@ -21,3 +29,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/cluster" in str(item.path):
             item.add_marker(pytest.mark.ray)
+
+
+class FitInBackground:
+    """A fit in a thread, which a test disturbs when its checkpoint has come to some step."""
+
+    def __init__(self, data: Any, run_dir: Path, **options: Any):
+        self._file = CheckpointFile(str(run_dir), every=0)
+        self._outcome: dict[str, Any] = {}
+        self._thread = threading.Thread(target=self._fit, args=(data,), kwargs={"run_dir": str(run_dir), **options})
+        self._thread.start()
+
+    def _fit(self, data: Any, **options: Any) -> None:
+        try:
+            self._outcome["model"] = raydkm.fit(data, **options)
+        except Exception as error:  # noqa: BLE001 - for the test to look at
+            self._outcome["error"] = error
+
+    def step(self) -> int:
+        saved = self._file.load()
+        return -1 if saved is None else saved.state.step
+
+    def wait_for_step(self, step: int) -> int:
+        while self._thread.is_alive() and self.step() < step:
+            time.sleep(0.02)
+        return self.step()
+
+    def model(self) -> raydkm.Model:
+        self._thread.join()
+        if "error" in self._outcome:
+            raise self._outcome["error"]
+        return self._outcome["model"]
+
+
+@pytest.fixture
+def in_background() -> Callable[..., FitInBackground]:
+    return FitInBackground
+
+
+def pids(name: str) -> list[int]:
+    """Processes whose command line matches."""
+    found = subprocess.run(["pgrep", "-f", name], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.fixture
+def train_workers() -> Callable[[], list[int]]:
+    return lambda: pids("^ray::RayTrainWorker")

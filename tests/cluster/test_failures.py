@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import subprocess
-import threading
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 import raydkm
-from raydkm.engine.checkpoint import CheckpointFile
+from raydkm.errors import EngineError
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = pytest.mark.timeout(240)
 
 OPTIONS = {"column": "a,b,c,d", "clusters": 50, "tol": 0, "max_steps": 400, "n_init": 1, "temperature": "0.3Tc"}
+ON_RAY = {"engine": "ray", "threads": 1, "checkpoint_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -30,36 +37,85 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def workers_of_this_fit() -> list[int]:
-    found = subprocess.run(["pgrep", "-f", "^ray::RayTrainWorker"], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+@pytest.fixture(scope="module")
+def undisturbed(data: Path) -> str:
+    return raydkm.fit(data, engine="local", **OPTIONS).checksum()
 
 
-def test_a_killed_rank_costs_no_bit(data: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        outcome["model"] = raydkm.fit(
-            data, engine="ray", workers=2, threads=1, run_dir=str(run_dir), checkpoint_every=0, **OPTIONS
-        )
-
-    thread = threading.Thread(target=fit)
-    thread.start()
-    file = CheckpointFile(str(run_dir), every=0)
-    while thread.is_alive() and ((saved := file.load()) is None or saved.state.step < 20):
-        pass
-    os.kill(workers_of_this_fit()[-1], signal.SIGKILL)
-    step_at_kill = file.load().state.step
-    thread.join()
-    assert step_at_kill < 400
-    assert outcome["model"].checksum() == raydkm.fit(data, engine="local", **OPTIONS).checksum()
+def events(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
 
 
-def test_a_run_is_resumed_by_another_number_of_workers_and_by_the_local_engine(data: Path, tmp_path: Path) -> None:
-    run = {"run_dir": str(tmp_path / "run"), "checkpoint_every": 0}
-    raydkm.fit(data, engine="ray", workers=3, **{**OPTIONS, "max_steps": 10}, **run)
-    resumed = raydkm.fit(data, engine="local", **{**OPTIONS, "max_steps": 30}, **run)
-    assert len(resumed.history) == 30
-    whole = raydkm.fit(data, engine="local", **{**OPTIONS, "max_steps": 30})
-    assert resumed.checksum() == whole.checksum()
+def test_a_rank_killed_at_a_random_step_costs_no_bit(
+    data: Path, undisturbed: str, tmp_path: Path, in_background: Callable, train_workers: Callable
+) -> None:
+    fit = in_background(data, tmp_path, workers=2, **ON_RAY, **OPTIONS)
+    at = fit.wait_for_step(random.randint(1, 200))
+    os.kill(random.choice(train_workers()), signal.SIGKILL)
+    assert at < 400
+    assert fit.model().checksum() == undisturbed
+    starts = [event["resumed_step"] for event in events(tmp_path) if event["event"] == "run"]
+    assert len(starts) == 2
+    assert starts[1] >= at
+
+
+def test_a_rank_that_hangs_is_named_and_replaced(
+    data: Path, undisturbed: str, tmp_path: Path, in_background: Callable, train_workers: Callable, capfd
+) -> None:
+    fit = in_background(data, tmp_path, workers=2, timeout=4, **ON_RAY, **OPTIONS)
+    fit.wait_for_step(20)
+    stopped = train_workers()[-1]
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        assert fit.model().checksum() == undisturbed
+    finally:
+        with suppress(ProcessLookupError):  # Ray has ended it
+            os.kill(stopped, signal.SIGKILL)
+    told = "".join(capfd.readouterr())
+    assert f"process {stopped}) died, or did not answer for 4 s" in told or "did not answer for 11 s" in told
+
+
+def test_a_run_whose_workers_are_lost_too_often_is_given_up_with_the_reason(
+    data: Path, tmp_path: Path, in_background: Callable, train_workers: Callable
+) -> None:
+    fit = in_background(data, tmp_path, workers=2, max_failures=0, **ON_RAY, **OPTIONS)
+    fit.wait_for_step(1)
+    os.kill(train_workers()[-1], signal.SIGKILL)
+    with pytest.raises(EngineError, match="the Ray run failed: .*(died|lost)"):
+        fit.model()
+    assert events(tmp_path)[-1]["event"] == "failed"
+
+
+def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(
+    data: Path, undisturbed: str, tmp_path: Path, in_background: Callable
+) -> None:
+    run = {**OPTIONS, **ON_RAY, "run_dir": str(tmp_path)}
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    script = f"import raydkm; raydkm.fit({str(data)!r}, workers=3, **{run!r})"
+    driver = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL)
+    saved = tmp_path / "checkpoint.safetensors"
+    while driver.poll() is None and not (saved.exists() and len(events(tmp_path)) > 10):
+        time.sleep(0.02)
+    driver.kill()
+    driver.wait()
+    steps = sum(event["event"] == "step" for event in events(tmp_path))
+    assert 0 < steps < 400
+    model = raydkm.fit(data, workers=1, **run)
+    assert model.checksum() == undisturbed
+    assert len(model.history) == 400
+    assert [event["workers"] for event in events(tmp_path) if event["event"] == "run"] == [3, 1]
+
+
+def test_what_a_killed_run_spilled_to_disk_is_gone(
+    data: Path, tmp_path: Path, in_background: Callable, train_workers: Callable
+) -> None:
+    fit = in_background(data, tmp_path / "run", workers=1, cache="disk", max_failures=0, **ON_RAY, **OPTIONS)
+    fit.wait_for_step(1)
+    [worker] = train_workers()
+    place = tempfile.gettempdir()
+    nameless = [line for line in Path(f"/proc/{worker}/maps").read_text().splitlines() if "(deleted)" in line]
+    assert any(f" {place}/" in line for line in nameless)
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(EngineError):
+        fit.model()
+    assert not [path for path in Path(place).glob("raydkm-*") if path.is_file()]

@@ -68,7 +68,7 @@ def refuse(rank: int) -> int:
 
 
 def test_sums_are_exact_integers() -> None:
-    assert in_three_processes("sum") == dict.fromkeys(range(WORLD), [3 * 2**60 + 3, -3])
+    assert in_three_processes("sum") == {rank: [3 * 2**60 + 3, -3] for rank in range(WORLD)}
 
 
 def test_what_one_refuses_all_raise() -> None:

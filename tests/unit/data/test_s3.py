@@ -1,0 +1,127 @@
+"""Rows, checkpoints and events in an object store, over the S3 protocol, with reads that fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import raydkm
+from raydkm.data import storage
+from raydkm.data.files import find_files, relative_names
+from raydkm.data.storage import locate
+from raydkm.errors import ConfigError, InputError
+from tests.s3_server import S3Server
+
+OPTIONS = {"column": "z", "clusters": 5, "max_steps": 10}
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("rows") / "rows"
+    directory.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        x = rng.standard_normal((3000, 4)).astype(np.float32)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 4)
+        pq.write_table(pa.table({"z": column}), directory / f"{name}.parquet", row_group_size=1000)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(local: Path) -> Iterator[S3Server]:
+    with S3Server() as started:
+        for path in local.iterdir():
+            started.put(f"rows/{path.name}", path.read_bytes())
+        started.put("rows/_hidden/d.parquet", b"")
+        yield started
+
+
+@pytest.fixture
+def s3(server: S3Server) -> S3Server:
+    server.clear()
+    return server
+
+
+def test_directories_globs_and_files_are_found_by_uri(s3: S3Server) -> None:
+    names = find_files(s3.uri("rows"))
+    assert [locate(name)[1] for name in names] == [f"bucket/rows/{name}.parquet" for name in "abc"]
+    assert relative_names(names) == ["a.parquet", "b.parquet", "c.parquet"]
+    assert find_files(s3.uri("rows/*.parquet").replace("%2A", "*")) == names
+    assert find_files([s3.uri("rows/b.parquet"), s3.uri("rows/a.parquet")]) == names[:2]
+    with pytest.raises(InputError, match="named twice"):
+        find_files([s3.uri("rows"), s3.uri("rows/a.parquet")])
+    with pytest.raises(InputError, match=r"no-rows.*: no such file or directory"):
+        find_files(s3.uri("no-rows"))
+
+
+def test_file_uris_are_local_files(local: Path) -> None:
+    assert raydkm.fit(f"file://{local}", **OPTIONS).checksum() == raydkm.fit(local, **OPTIONS).checksum()
+
+
+@pytest.mark.parametrize("uri", ["nowhere://bucket/x", "s3://bucket/x?no_such_option=1"])
+def test_a_uri_that_names_no_storage_is_refused(uri: str) -> None:
+    with pytest.raises(InputError, match=uri[:8]):
+        raydkm.fit(uri, **OPTIONS)
+    with pytest.raises(ConfigError, match="run_dir"):
+        raydkm.fit(np.ones((10, 2)), clusters=2, run_dir=uri)
+
+
+@pytest.mark.parametrize("cache", ["host", "stream"])
+def test_reads_that_fail_or_break_off_are_tried_again_where_they_were(
+    s3: S3Server, local: Path, cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each storage attempt is three of the S3 client, so that five failures need a second one."""
+    s3.fail("a.parquet", status=500, times=5)
+    s3.cut("b.parquet", after=100, times=5)
+    s3.fail("c.parquet", status=503, times=1)
+    options = OPTIONS | {"cache": cache, "max_steps": 3}
+    assert raydkm.fit(s3.uri("rows"), **options).checksum() == raydkm.fit(local, **options).checksum()
+    assert caplog.text.count("trying again") >= 2
+    assert all(fault.times == 0 for fault in s3.app.faults)
+
+
+def test_a_read_that_always_fails_ends_the_fit_with_the_file_named(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    names = find_files(s3.uri("rows"))
+    s3.fail("b.parquet", status=500, times=None)
+    with pytest.raises(InputError, match=r"rows/b\.parquet\?.*: cannot be read, after 2 attempts \(.*AWS Error"):
+        raydkm.fit(names, **OPTIONS)
+
+
+def test_what_is_not_parquet_is_refused_at_once(s3: S3Server) -> None:
+    s3.put("bad/x.parquet", b"no parquet at all")
+    s3.app.reads.clear()
+    with pytest.raises(InputError, match=r"bad/x\.parquet\?.*: not a readable Parquet file"):
+        raydkm.fit(s3.uri("bad/x.parquet"), **OPTIONS)
+    assert len(s3.app.reads) == 1
+
+
+def test_checkpoints_and_events_live_in_an_object_store(s3: S3Server, local: Path) -> None:
+    run = {"run_dir": s3.uri("run"), "checkpoint_every": 0}
+    raydkm.fit(local, **OPTIONS | {"max_steps": 2, "tol": 0}, **run)
+    resumed = raydkm.fit(local, **OPTIONS | {"tol": 0}, **run)
+    assert resumed.checksum() == raydkm.fit(local, **OPTIONS | {"tol": 0}).checksum()
+    files, path = locate(s3.uri("run/events.jsonl"))
+    with files.open_input_stream(path) as stream:
+        events = [json.loads(line) for line in stream.read().splitlines()]
+    assert [event["resumed_step"] for event in events if event["event"] == "run"] == [0, 2]
+    assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, *range(3, 11)]
+
+
+def test_assignments_of_an_object_store_have_the_names_of_its_files(s3: S3Server, local: Path, tmp_path: Path) -> None:
+    model = raydkm.fit(local, **OPTIONS)
+    raydkm.assign(model, s3.uri("rows"), out=tmp_path / "there")
+    raydkm.assign(model, local, out=tmp_path / "here")
+    for name in ("a.parquet", "b.parquet", "c.parquet"):
+        assert pq.read_table(BytesIO((tmp_path / "there" / name).read_bytes())).equals(
+            pq.read_table(tmp_path / "here" / name)
+        )
