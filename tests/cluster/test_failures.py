@@ -81,7 +81,7 @@ def test_a_run_whose_workers_are_lost_too_often_is_given_up_with_the_reason(
     fit = in_background(data, tmp_path, workers=2, max_failures=0, **ON_RAY, **OPTIONS)
     fit.wait_for_step(1)
     os.kill(train_workers()[-1], signal.SIGKILL)
-    with pytest.raises(EngineError, match="the Ray run failed: .*(died|lost)"):
+    with pytest.raises(EngineError, match=r"the Ray run failed: .*(died|lost)"):
         fit.model()
     assert events(tmp_path)[-1]["event"] == "failed"
 

@@ -77,9 +77,9 @@ def test_a_uri_that_names_no_storage_is_refused(uri: str) -> None:
 def test_reads_that_fail_or_break_off_are_tried_again_where_they_were(
     s3: S3Server, local: Path, cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each storage attempt is three of the S3 client, so that five failures need a second one."""
-    s3.fail("a.parquet", status=500, times=5)
-    s3.cut("b.parquet", after=100, times=5)
+    """Each storage attempt is three of the S3 client, and several requests read a file."""
+    s3.fail("a.parquet", status=500, times=9)
+    s3.cut("b.parquet", after=100, times=9)
     s3.fail("c.parquet", status=503, times=1)
     options = OPTIONS | {"cache": cache, "max_steps": 3}
     assert raydkm.fit(s3.uri("rows"), **options).checksum() == raydkm.fit(local, **options).checksum()
