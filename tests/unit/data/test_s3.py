@@ -77,13 +77,13 @@ def test_a_uri_that_names_no_storage_is_refused(uri: str) -> None:
 def test_reads_that_fail_or_break_off_are_tried_again_where_they_were(
     s3: S3Server, local: Path, cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each storage attempt is three of the S3 client, and several requests read a file."""
-    s3.fail("a.parquet", status=500, times=9)
-    s3.cut("b.parquet", after=100, times=9)
+    """The S3 client tries 31 times itself; what is over needs another attempt of ours."""
+    s3.fail("a.parquet", status=500, times=40)
+    s3.cut("b.parquet", after=100, times=3)
     s3.fail("c.parquet", status=503, times=1)
     options = OPTIONS | {"cache": cache, "max_steps": 3}
     assert raydkm.fit(s3.uri("rows"), **options).checksum() == raydkm.fit(local, **options).checksum()
-    assert caplog.text.count("trying again") >= 2
+    assert caplog.text.count("trying again") >= 1
     assert all(fault.times == 0 for fault in s3.app.faults)
 
 
