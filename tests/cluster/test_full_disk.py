@@ -1,0 +1,59 @@
+"""A spill tier without room: told before any reading, or read around; on a real file system of half a MiB."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import ray.data
+
+import raydkm
+from raydkm.errors import EngineError
+
+pytestmark = pytest.mark.timeout(120)
+
+OPTIONS = {"column": "a,b,c,d", "clusters": 5, "max_steps": 5, "engine": "ray", "workers": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cluster whose workers' TMPDIR is the small file system."""
+    place = tmp_path_factory.mktemp("small")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
+    ray.init(num_cpus=2, logging_level="WARNING", runtime_env={"env_vars": {"TMPDIR": str(place)}})
+    yield place
+    ray.shutdown()
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    x = np.random.default_rng(0).standard_normal((60_000, 4)).astype(np.float32)
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    pq.write_table(pa.table(dict(zip("abcd", x.T, strict=True))), path)
+    return path
+
+
+def test_the_disk_tier_alone_is_refused_before_any_row_is_read(data: Path, cluster: Path) -> None:
+    with pytest.raises(EngineError, match=rf"worker 0 \(.*\): .* GiB of rows, but .* GiB of disk in {cluster} left"):
+        raydkm.fit(data, cache="disk", **OPTIONS)
+
+
+def test_auto_reads_again_what_has_no_room(data: Path, capfd: pytest.CaptureFixture) -> None:
+    model = raydkm.fit(data, memory_budget=1e-9, **OPTIONS)
+    local = raydkm.fit(data, **{**OPTIONS, "engine": "local", "workers": None})
+    assert model.checksum() == local.checksum()
+    assert "read again at each pass, for want of room on local disk" in "".join(capfd.readouterr())
+
+
+def test_a_data_set_that_has_no_room_is_refused(data: Path) -> None:
+    with pytest.raises(EngineError, match=r"no room for .*; use cache auto, a larger disk, or more workers"):
+        raydkm.fit(ray.data.read_parquet(str(data)), memory_budget=1e-9, **OPTIONS)
