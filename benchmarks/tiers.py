@@ -55,9 +55,8 @@ def main() -> None:
         began = time.perf_counter()
         files = generated.write(Path(place), rows, arguments.dim, files=16)
         size = sum(path.stat().st_size for path in files.iterdir())
-        print(
-            f"{rows:,} x {arguments.dim} float16, {size / 2**30:.2f} GiB; written in {time.perf_counter() - began:.0f} s"
-        )
+        took = time.perf_counter() - began
+        print(f"{rows:,} x {arguments.dim} float16, {size / 2**30:.2f} GiB; written in {took:.0f} s")
         first: dict | None = None
         for tier in arguments.tiers.split(","):
             if arguments.cold:

@@ -61,7 +61,7 @@ class FitConfig(_Frozen):
     seed_rows: int | Literal["all"] | None = Field(
         None,
         description="Rows in the seeding sample (default: 32 K, at least 8192, at most all rows); or all: k-means|| "
-        "and k-means++ draw from every row, at the cost of a pass for each of 5 rounds or K draws.",
+        "and k-means++ draw from every row, in 7 or K passes for each of n_init restarts.",
     )
     max_steps: int = Field(300, ge=1, description="Most ADM steps.")
     tol: float = Field(
@@ -189,7 +189,9 @@ class FitRunConfig(RunConfig):
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between checkpoints in run_dir.")
     max_failures: int = Field(3, ge=0, description="Lost workers or nodes after which a Ray run gives up.")
     timeout: float = Field(
-        300.0, gt=0, description="Seconds without an answer after which a worker of a Ray run counts as lost."
+        600.0,
+        gt=0,
+        description="Seconds that workers of a Ray run wait for one that does not answer, before it is lost.",
     )
 
     @field_validator("run_dir")

@@ -11,6 +11,7 @@ import numpy as np
 
 from raydkm.atomic import check_apart, check_free, new_directory
 from raydkm.config import RunConfig, build
+from raydkm.data.files import local_paths
 from raydkm.data.parquet import ParquetTable
 from raydkm.engine.assign import Assigner, AssignTask, assign_file
 from raydkm.engine.where import on_ray, threads_of, torch_threads
@@ -62,7 +63,7 @@ def assign(
         raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
     unit = model.config.metric == "cosine"
     table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
-    check_apart(out, table.files)
+    check_apart(out, local_paths(table.files))
     with new_directory(out, overwrite=overwrite) as staging:
         task = AssignTask(table, tuple(dict.fromkeys(keep)), top, str(staging.resolve()))
         if on_ray(run):

@@ -20,13 +20,14 @@ from torch import Tensor
 from raydkm.atomic import check_apart, check_free
 from raydkm.config import FitConfig, FitRunConfig, configure
 from raydkm.data.columns import Columns
-from raydkm.data.files import find_files
+from raydkm.data.files import find_files, local_paths
 from raydkm.data.parquet import ParquetTable
 from raydkm.data.source import RowSource, as_tensor
 from raydkm.data.tiers import Tiers
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Solo
 from raydkm.engine.fit import Fitted, fit_rows
+from raydkm.engine.preflight import check_room
 from raydkm.engine.progress import Callback, reporter
 from raydkm.engine.where import device_of, on_ray, threads_of, tiers_of
 from raydkm.errors import ConfigError, InputError, RaydkmError
@@ -82,7 +83,7 @@ def fit(
     config, run = configure(options)
     if out is not None:
         check_free(out, overwrite=overwrite)
-        check_apart(out, [*(find_files(data) if names_files(data) else []), *prototypes])
+        check_apart(out, [*local_paths(find_files(data) if names_files(data) else []), *prototypes])
     model, _ = fit_model(data, config, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
     if out is not None:
         model.save(out, overwrite=overwrite)
@@ -128,6 +129,11 @@ def fit_model(
             raise ConfigError(
                 f"cache and memory_budget go with Parquet files: the rows of an {kind} are in memory already"
             )
+    checkpoints = CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None
+    if checkpoints is not None and (saved := checkpoints.load()) is not None:
+        saved.check_config(config)  # the data are compared when they are known
+    if isinstance(run.workers, tuple) and checkpoints is None:
+        raise ConfigError("workers MIN:MAX needs run_dir: with every change of their number all workers start again")
     rows: Any = _parquet(data, config) if kind == "files" else data
     labels: Tensor | None = None
     if kind == "dataset" or (kind == "files" and on_ray(run)):
@@ -137,23 +143,24 @@ def fit_model(
     else:
         device = device_of(config)
         report = reporter(run.run_dir, callbacks)
-        tiers = tiers_of(run, device)
+        tiers, threads, solo = tiers_of(run, device), threads_of(run), Solo()
         try:
+            if kind == "files":
+                check_room(solo, config, rows, tiers, rows=rows.rows, threads=threads)
             source = _source(rows, kind, config, sample_weight, tiers)
             ingested = time.perf_counter() - began
             report("phase", phase="ingest", seconds=ingested)
             labels = torch.empty(source.total, dtype=torch.int64)
-            threads = threads_of(run)
             fitted = fit_rows(
                 source,
-                Solo(),
+                solo,
                 config,
                 threads=threads,
                 device=device,
                 start=start,
                 labels=labels,
                 report=report,
-                checkpoints=CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None,
+                checkpoints=checkpoints,
             )
         except RaydkmError as error:
             report("failed", error=str(error))

@@ -116,15 +116,14 @@ def check_rows(rows: NDArray, place: Callable[[int], str], *, unit: bool) -> Non
 
     `place(i)` names row i in the message.
     """
-    if rows.dtype.kind == "f":
-        finite = _is_finite(rows)
+    if rows.dtype.kind == "f" and rows.size and not _is_bounded(rows):
+        finite = np.isfinite(rows)
         if not finite.all():
             bad = int((~finite).any(axis=1).argmax())
             kind = "NaN" if np.isnan(rows[bad]).any() else "an infinite value"
             raise InputError(f"{place(bad)}: {kind}; remove or impute such rows first")
-        if rows.dtype.itemsize > 2 and rows.size and max(-rows.min(), rows.max()) > LARGEST:
-            bad = int(np.flatnonzero((np.abs(rows) > LARGEST).any(axis=1))[0])
-            raise InputError(f"{place(bad)}: a value beyond ±{LARGEST:g}, whose square overflows; rescale the column")
+        bad = int(np.flatnonzero((np.abs(rows) > LARGEST).any(axis=1))[0])
+        raise InputError(f"{place(bad)}: a value beyond ±{LARGEST:g}, whose square overflows; rescale the column")
     if unit and len(rows):
         zero = ~rows.any(axis=1)
         if zero.any():
@@ -135,10 +134,11 @@ def check_rows(rows: NDArray, place: Callable[[int], str], *, unit: bool) -> Non
                 raise InputError(f"{place(int(short.argmax()))}: a vector so short that its square underflows; rescale")
 
 
-def _is_finite(rows: NDArray) -> NDArray[np.bool_]:
-    if rows.dtype == np.float16:  # by the exponent bits: NumPy's own test converts every value
-        return (rows.view(np.uint16) & 0x7C00) != 0x7C00
-    return np.isfinite(rows)
+def _is_bounded(rows: NDArray) -> bool:
+    """Whether no value is NaN, infinite or too large, in two reductions at most, without a copy in another dtype."""
+    if rows.dtype == np.float16:  # by the exponent bits: NumPy converts every value
+        return int((rows.view(np.uint16) & 0x7FFF).max()) < 0x7C00
+    return bool(max(-rows.min(), rows.max()) <= LARGEST)  # a NaN among them makes this false
 
 
 def check_weight(weight: NDArray[np.float64], place: Callable[[int], str]) -> None:

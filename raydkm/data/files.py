@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from pyarrow import fs
 
-from raydkm.data.storage import locate, named, plain, retried
+from raydkm.data.storage import identity, is_local, locate, named, plain, retried
 from raydkm.errors import InputError
 
 
@@ -25,13 +25,18 @@ def find_files(data: str | os.PathLike | Iterable[str | os.PathLike]) -> list[st
     found: list[str] = []
     for item in [data] if isinstance(data, str | os.PathLike) else data:
         found += _expand(os.fspath(item))
-    real = sorted((os.path.realpath(name) if "://" not in name else name, name) for name in found)
+    real = sorted((identity(name), name) for name in found)
     for (one, first), (other, second) in pairwise(real):
         if one == other:
             raise InputError(f"{second} is named twice (also as {first}): every row must count once")
     if not real:
         raise InputError("no input: name Parquet files, directories or globs")
     return [name for _, name in real]
+
+
+def local_paths(names: Iterable[str]) -> list[str]:
+    """The paths of those files that are local."""
+    return [plain(name) for name in names if is_local(name)]
 
 
 def relative_names(names: Iterable[str]) -> list[str]:

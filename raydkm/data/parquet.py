@@ -23,10 +23,22 @@ from raydkm.errors import InputError
 READ_ROWS = 16_384
 
 
-@contextmanager
-def _opened(name: str) -> Iterator[pq.ParquetFile]:
-    """A file opened for reading its row groups one after another; what is not Parquet is refused."""
+#: What tells a file from one that has replaced it: bytes, and nanoseconds of its last change.
+Stamp = tuple[int | None, int | None]
+
+
+def stamp_of(name: str) -> Stamp:
     files, path = locate(name)
+    info = files.get_file_info(path)
+    return info.size, info.mtime_ns
+
+
+@contextmanager
+def _opened(name: str, stamp: Stamp | None = None) -> Iterator[pq.ParquetFile]:
+    """A file opened for reading its row groups one after another; what is not Parquet, or has changed, is refused."""
+    files, path = locate(name)
+    if stamp is not None and stamp_of(name) != stamp:
+        raise InputError(f"{name}: the file has changed since this run began")
     try:
         with (
             files.open_input_file(path) as stream,
@@ -38,15 +50,18 @@ def _opened(name: str) -> Iterator[pq.ParquetFile]:
         raise InputError(f"{name}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
 
-def scan_file(name: str, columns: list[str], start: int = 0, stop: int | None = None) -> Iterator[pa.RecordBatch]:
+def scan_file(
+    name: str, columns: list[str], start: int = 0, stop: int | None = None, *, stamp: Stamp | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yield rows [start, stop) of a file, decoding only the row groups that hold them.
 
-    After a read that failed it goes on where it was, up to `raydkm.data.storage.ATTEMPTS` times in one place.
+    `stamp`, if given, is the one that the file must still have. After a read that failed it goes on where it was, up to
+    `raydkm.data.storage.ATTEMPTS` times in one place.
     """
     failures = 0
     while True:
         try:
-            for batch in _scan(name, columns, start, stop):
+            for batch in _scan(name, columns, start, stop, stamp):
                 yield batch
                 start += len(batch)
                 failures = 0
@@ -56,8 +71,8 @@ def scan_file(name: str, columns: list[str], start: int = 0, stop: int | None = 
             wait_to_retry(f"{name}: row {start}", failures, error)
 
 
-def _scan(name: str, columns: list[str], start: int, stop: int | None) -> Iterator[pa.RecordBatch]:
-    with _opened(name) as file:
+def _scan(name: str, columns: list[str], start: int, stop: int | None, stamp: Stamp | None) -> Iterator[pa.RecordBatch]:
+    with _opened(name, stamp) as file:
         sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
         ends = np.cumsum(sizes)
         stop = sum(sizes) if stop is None else stop
@@ -83,6 +98,8 @@ class ParquetTable:
         Rows of each file.
     schemas : tuple of pyarrow.Schema
         Of each file.
+    stamps : tuple of Stamp
+        Of each file, which must not change while it is read.
     columns : Columns
     dtype : numpy.dtype
         In which all files' features are read: the smallest that holds each of theirs.
@@ -95,6 +112,7 @@ class ParquetTable:
     files: tuple[str, ...]
     counts: tuple[int, ...]
     schemas: tuple[pa.Schema, ...]
+    stamps: tuple[Stamp, ...]
     columns: Columns
     dtype: np.dtype
     dim: int
@@ -116,7 +134,7 @@ class ParquetTable:
         """
         files = find_files(data)
         with ThreadPoolExecutor(min(16, len(files))) as pool:
-            counts, schemas = zip(*pool.map(_footer, files), strict=True)
+            counts, schemas, stamps = zip(*pool.map(_footer, files), strict=True)
         columns = Columns.named(column, weight, schemas[0].names)
         widths = [columns.check(schema, name) for name, schema in zip(files, schemas, strict=True)]
         known = [(name, width) for name, width in zip(files, widths, strict=True) if width is not None]
@@ -131,7 +149,7 @@ class ParquetTable:
         dtype = np.result_type(*(columns.dtype(schema) for schema in schemas))
         different = {schema.serialize().to_pybytes(): schema for schema in schemas}  # few: files share one when sent
         schemas = tuple(different[schema.serialize().to_pybytes()] for schema in schemas)
-        table = cls(tuple(files), counts, schemas, columns, dtype, known[0][1] if known else 0, unit)
+        table = cls(tuple(files), counts, schemas, stamps, columns, dtype, known[0][1] if known else 0, unit)
         return table if known else replace(table, dim=next(table.read(0, 1)).rows.shape[1])
 
     @property
@@ -156,13 +174,13 @@ class ParquetTable:
         """
         stop = self.rows if stop is None else stop
         offset, dim = 0, self.dim
-        for name, count in zip(self.files, self.counts, strict=True):
+        for name, count, stamp in zip(self.files, self.counts, self.stamps, strict=True):
             low, high = max(start - offset, 0), min(stop - offset, count)
             offset += count
             row = low
             if low >= high:
                 continue
-            for batch in scan_file(name, self.columns.needed, low, high):
+            for batch in scan_file(name, self.columns.needed, low, high, stamp=stamp):
                 block = self.columns.extract(batch, name, row, unit=self.unit)
                 dim = dim or block.rows.shape[1]
                 if block.rows.shape[1] != dim:
@@ -176,9 +194,10 @@ class ParquetTable:
                 raise InputError(f"{name}: {row - low} rows read where its footer promised {high - low}")
 
 
-def _footer(name: str) -> tuple[int, pa.Schema]:
-    def read() -> tuple[int, pa.Schema]:
+def _footer(name: str) -> tuple[int, pa.Schema, Stamp]:
+    def read() -> tuple[int, pa.Schema, Stamp]:
+        stamp = stamp_of(name)
         with _opened(name) as file:
-            return file.metadata.num_rows, file.schema_arrow
+            return file.metadata.num_rows, file.schema_arrow, stamp
 
     return retried(name, read)

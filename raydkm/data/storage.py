@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from pyarrow import fs
 
@@ -58,7 +58,7 @@ def named(name: str, path: str) -> str:
     parts = urlsplit(name)
     _, base = _file_system(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
     inside = path.removeprefix(base.rstrip("/")).lstrip("/")
-    return urlunsplit((parts.scheme, parts.netloc, f"/{inside}", parts.query, ""))
+    return urlunsplit((parts.scheme, parts.netloc, f"/{quote(inside)}", parts.query, ""))
 
 
 def inside(directory: str, child: str) -> str:
@@ -71,9 +71,15 @@ def is_local(name: str) -> bool:
     return isinstance(locate(name)[0], fs.LocalFileSystem)
 
 
+def identity(name: str) -> str:
+    """One text for all names of a file: the real path of a local one, else scheme and path."""
+    files, path = locate(name)
+    return os.path.realpath(path) if isinstance(files, fs.LocalFileSystem) else f"{files.type_name}://{path}"
+
+
 def plain(name: str) -> str:
-    """The path in a name, without scheme and query; an absolute one."""
-    return locate(name)[1] if "://" in name else os.path.abspath(name)
+    """The path in a name, without scheme and query, from the root."""
+    return f"/{locate(name)[1].lstrip('/')}"
 
 
 def passing(error: OSError) -> bool:

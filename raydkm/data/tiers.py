@@ -98,9 +98,7 @@ class Tiers:
         tier = next((tier for tier in _FASTEST_FIRST if self.takes(tier, size)), "stream")
         try:
             if tier == "stream":
-                raise EngineError(
-                    f"no room for {_gib(size)} more ({self}); use cache auto, a larger disk, or more workers"
-                )
+                raise EngineError(f"no room for {_gib(size)} more ({self}); {self._way_out()}")
             room = Room(tier, rows, dim, dtype, weighted)
         except EngineError:
             if self.cache != "auto" or not again:
@@ -108,6 +106,9 @@ class Tiers:
             tier, room = "stream", None
         self.held[tier] += size
         return room
+
+    def _way_out(self) -> str:
+        return "use cache auto" if self.cache == "device" else "set TMPDIR to a larger disk, or use cache stream"
 
     def takes(self, tier: str, size: int) -> bool:
         """Whether `size` more bytes may go to a tier, as far as one can know before trying."""

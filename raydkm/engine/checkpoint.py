@@ -15,8 +15,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from raydkm.config import FitConfig
-from raydkm.data.storage import inside, locate
-from raydkm.errors import ConfigError, InputError, ModelError
+from raydkm.data.storage import inside, locate, retried
+from raydkm.errors import ConfigError, EngineError, InputError, ModelError
 from raydkm.objectives import State
 
 logger = logging.getLogger("raydkm")
@@ -47,12 +47,15 @@ class Checkpoint:
     config: dict[str, Any]
     fingerprint: str
 
-    def check(self, config: FitConfig, fingerprint: str) -> None:
-        """Refuse to go on with other parameters (but `max_steps`, which only ends a fit) or other data."""
+    def check_config(self, config: FitConfig) -> None:
+        """Refuse to go on with other parameters (but `max_steps`, which only ends a fit)."""
         now = config.model_dump()
         for name, was in self.config.items():
             if name != "max_steps" and now.get(name) != was:
                 raise ConfigError(f"this run was started with {name} {was!r}, not {now.get(name)!r}; name another run")
+
+    def check_data(self, fingerprint: str) -> None:
+        """Refuse to go on with other data."""
         if self.fingerprint != fingerprint:
             raise ConfigError(
                 f"this run was started on other data (rows x dimensions: fingerprint {self.fingerprint}, "
@@ -73,7 +76,8 @@ class CheckpointFile:
 
     def __init__(self, run_dir: str, every: float):
         try:
-            self._files, self._path = locate(inside(run_dir, _NAME))
+            self._name = inside(run_dir, _NAME)
+            self._files, self._path = locate(self._name)
         except InputError as error:
             raise ConfigError(f"run_dir {error}") from None
         self._every = every
@@ -106,12 +110,19 @@ class CheckpointFile:
         self._saved = time.monotonic()
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint, or None if there is none yet; raise `ModelError` if it is damaged."""
+        """The last checkpoint, or None if there is none yet.
+
+        Raises
+        ------
+        ModelError
+            If it is damaged.
+        EngineError
+            If it cannot be read.
+        """
         try:
-            if self._files.get_file_info(self._path).type == fs.FileType.NotFound:
+            content = retried(self._name, self._content)
+            if content is None:
                 return None
-            with self._files.open_input_stream(self._path) as stream:
-                content = stream.read()
             tensors = load_tensors(content)
             size = int.from_bytes(content[:8], "little")
             described = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["raydkm"])
@@ -122,5 +133,13 @@ class CheckpointFile:
                 config=described["config"],
                 fingerprint=described["fingerprint"],
             )
-        except (KeyError, ValueError, OSError, SafetensorError, pa.ArrowException) as error:
+        except InputError as error:  # the storage, not what is in it
+            raise EngineError(f"the checkpoint of this run: {error}") from None
+        except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
             raise ModelError(f"{self._path}: not a readable checkpoint ({error}); remove it to start again") from None
+
+    def _content(self) -> bytes | None:
+        if self._files.get_file_info(self._path).type == fs.FileType.NotFound:
+            return None
+        with self._files.open_input_stream(self._path) as stream:
+            return stream.read()

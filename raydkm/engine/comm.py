@@ -18,6 +18,7 @@ T = TypeVar("T")
 class Comm(Protocol):
     rank: int
     world_size: int
+    names: list[str]  # of the workers, by rank, for people
 
     def wait(self) -> None:
         """Return when all workers have come here."""
@@ -50,6 +51,9 @@ class Solo:
 
     rank = 0
     world_size = 1
+
+    def __init__(self) -> None:
+        self.names = ["this process"]
 
     def wait(self) -> None:
         pass
@@ -110,7 +114,7 @@ class ProcessGroup:
         """A sentence from what the barrier said: the first worker learns who is missing, others only of its end."""
         if found := re.search(r"Ranks? ([\d, ]+) failed to pass", error):
             missing = ", ".join(self.names[int(rank)] for rank in found[1].split(","))
-            return f"{missing} died, or did not answer for {self._timeout:g} s"
+            return f"{missing} died, or did not answer for {self._timeout:g} s (if it was only slow, raise timeout)"
         if "Timed out" in error:
             return f"{self.names[0]} did not answer for {self._patience.total_seconds():g} s"
         return f"{self.names[self.rank]} lost the first worker, whose error tells more"

@@ -120,7 +120,8 @@ def fit_rows(
         goal = objective(facts)
         saved = _saved(checkpoints, comm)
         if saved is not None:
-            saved.check(config, look.fingerprint)
+            saved.check_config(config)
+            saved.check_data(look.fingerprint)
             state, seeding, history = saved.state, saved.seeding, list(saved.history)
         elif start is not None:
             state, seeding, history = given(start, config, frame), {"init": "array"}, []

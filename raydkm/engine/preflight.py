@@ -11,11 +11,11 @@ from importlib.metadata import version
 
 import torch
 
-from raydkm.config import FitConfig, FitRunConfig
+from raydkm.config import FitConfig
 from raydkm.data.parquet import ParquetTable
-from raydkm.data.storage import locate
+from raydkm.data.storage import locate, retried
 from raydkm.data.tiers import FREE_OF_DISK, Tiers
-from raydkm.engine.comm import ProcessGroup, gathered
+from raydkm.engine.comm import Comm, ProcessGroup, gathered
 from raydkm.engine.where import available_memory
 from raydkm.errors import EngineError, InputError
 
@@ -49,9 +49,16 @@ def check_workers(comm: ProcessGroup) -> None:
 
 
 def check_room(
-    comm: ProcessGroup, config: FitConfig, run: FitRunConfig, table: ParquetTable, rows: int, tiers: Tiers, shared: int
+    comm: Comm,
+    config: FitConfig,
+    table: ParquetTable,
+    tiers: Tiers,
+    *,
+    rows: int,
+    threads: int,
+    neighbours: int = 1,
 ) -> None:
-    """This worker reaches its files, and the tier asked for holds its `rows`; `shared` workers are on its node.
+    """This worker reaches its files, and the tier asked for holds its `rows`; `neighbours` workers are on its node.
 
     Raises
     ------
@@ -62,10 +69,10 @@ def check_room(
     def check() -> None:
         name = comm.names[comm.rank]
         files, path = locate(table.files[0])
-        if not files.get_file_info(path).is_file:
+        if not retried(table.files[0], lambda: files.get_file_info(path)).is_file:
             raise InputError(f"{name} does not reach {table.files[0]}: do all nodes share the storage?")
-        sums = 8 * config.clusters * (table.dim + 1) * ((run.threads or 1) + 1)
-        memory = available_memory() // shared
+        sums = 8 * config.clusters * (table.dim + 1) * (threads + 1)
+        memory = available_memory() // neighbours
         if sums > memory:
             raise EngineError(
                 f"{name}: the sums of {config.clusters} clusters take {_gib(sums)}, of {_gib(memory)} of memory left; "
@@ -75,11 +82,11 @@ def check_room(
         disk = shutil.disk_usage(tempfile.gettempdir())
         room = {
             "host": (memory - sums, "memory"),
-            "disk": ((disk.free - int(FREE_OF_DISK * disk.total)) // shared, f"disk in {tempfile.gettempdir()}"),
+            "disk": ((disk.free - int(FREE_OF_DISK * disk.total)) // neighbours, f"disk in {tempfile.gettempdir()}"),
             "device": (tiers.device_memory, "device memory"),
         }
-        if run.cache in room and size > room[run.cache][0]:
-            left, what = room[run.cache]
+        if tiers.cache in room and size > room[tiers.cache][0]:
+            left, what = room[tiers.cache]
             raise EngineError(
                 f"{name}: {_gib(size)} of rows, but {_gib(left)} of {what} left; use cache auto, or more workers"
             )

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -120,7 +121,7 @@ def fit_on_ray(
         )
         try:
             outcome = trainer.fit().return_value  # type: ignore[attr-defined]
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             reason = _reason(error)
             reporter(run.run_dir, callbacks)("failed", error=reason)
             raise EngineError(f"the Ray run failed: {reason}") from error
@@ -165,7 +166,8 @@ def _resources(config: FitConfig, run: FitRunConfig, spare: int = 0) -> tuple[in
     use_gpu = config.device != "cpu" and gpus > 0
     if config.device.startswith("cuda") and not gpus:
         raise ConfigError(f"device {config.device}: the Ray cluster has no GPUs")
-    workers = run.workers or (gpus if use_gpu else len(cpus_of_nodes()))
+    nodes = cpus_of_nodes()
+    workers = run.workers or (gpus if use_gpu else len(nodes) - (nodes[0] == spare and len(nodes) > 1))
     least = workers[0] if isinstance(workers, tuple) else workers
     if use_gpu and least > gpus:
         raise ConfigError(f"{least} workers, but the Ray cluster has {gpus} GPUs")
@@ -235,7 +237,9 @@ def _ingest(task: dict[str, Any], comm: ProcessGroup, device: torch.device) -> R
     tiers = tiers_of(run, device, neighbours)
     if table is not None:
         start, stop = row_range(table.rows, comm.rank, comm.world_size)
-        check_room(comm, task["config"], run, table, stop - start, tiers, neighbours)
+        threads = threads_of(run, task["cpus"])
+        rows = stop - start
+        check_room(comm, task["config"], table, tiers, rows=rows, threads=threads, neighbours=neighbours)
     held: list[RowSource] = []
 
     def hold() -> tuple[str, int]:

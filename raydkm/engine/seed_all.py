@@ -51,13 +51,15 @@ class SeedingOfAll:
         self._seed = seed
         self._nearest: dict[int, tuple[Tensor, Tensor]] = {}
         self._counted = 0
+        self._round = 0
         self.candidates = candidates
         self.potential = np.inf
 
     def draw(self, most: int, wanted: float) -> Tensor:
         """Draw rows (m, d) in proportion to w d^2: `wanted` on average if finite, else `most`, the smallest keys."""
         smallest, lock = Smallest(most), threading.Lock()
-        source, seed = self._passes.source, self._seed + self._counted
+        self._round += 1
+        source, seed = self._passes.source, self._seed + self._round
 
         def look(batch: Batch, nearest: Tensor) -> None:
             rows = batch.rows.cpu().numpy()

@@ -55,5 +55,5 @@ def test_auto_reads_again_what_has_no_room(data: Path, capfd: pytest.CaptureFixt
 
 
 def test_a_data_set_that_has_no_room_is_refused(data: Path) -> None:
-    with pytest.raises(EngineError, match=r"no room for .*; use cache auto, a larger disk, or more workers"):
+    with pytest.raises(EngineError, match=r"no room for .*; set TMPDIR to a larger disk, or use cache stream"):
         raydkm.fit(ray.data.read_parquet(str(data)), memory_budget=1e-9, **OPTIONS)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from raydkm.data.files import find_files
+from raydkm.data.files import find_files, local_paths, relative_names
+from raydkm.data.storage import locate
 from raydkm.errors import InputError
 
 
@@ -56,3 +57,22 @@ def test_what_matches_nothing_is_refused_by_name(tmp_path: Path, item: str, told
 def test_no_data_at_all_is_refused() -> None:
     with pytest.raises(InputError, match="no input"):
         find_files([])
+
+
+def test_odd_names_and_both_ways_to_name_a_file(tmp_path: Path) -> None:
+    odd = tmp_path / "ts=10%3A00 a?b#c" / "x.parquet"
+    odd.parent.mkdir()
+    odd.touch()
+    [name] = find_files(f"file://{tmp_path}")
+    assert locate(name)[1] == str(odd)
+    assert relative_names([name]) == ["x.parquet"]
+    with pytest.raises(InputError, match="named twice"):
+        find_files([odd, name])
+    assert local_paths([name, str(odd)]) == [str(odd)] * 2
+
+
+def test_files_of_several_storages_have_names_below_one_root() -> None:
+    assert relative_names(["/data/a.parquet", "s3://bucket/b.parquet?scheme=http&endpoint_override=x"]) == [
+        "data/a.parquet",
+        "bucket/b.parquet",
+    ]

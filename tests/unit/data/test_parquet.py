@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +157,13 @@ def test_damaged_pages_are_refused_by_name(tmp_path: Path, write, rng: np.random
     path.write_bytes(bytes(content))
     with pytest.raises(InputError, match=r"bad\.parquet"):
         list(ParquetTable.open(path, "x").read())
+
+
+def test_a_file_that_changes_while_it_is_read_again_is_refused(tmp_path: Path, write) -> None:
+    path = write(tmp_path / "x.parquet", x=[[1.0, 2.0]] * 10)
+    table = ParquetTable.open(path, "x")
+    assert len(list(table.read())) == 1
+    write(path, x=[[3.0, 4.0]] * 10)
+    os.utime(path, ns=(0, table.stamps[0][1] + 1))
+    with pytest.raises(InputError, match=r"x\.parquet: the file has changed since this run began"):
+        list(table.read())

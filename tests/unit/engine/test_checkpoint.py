@@ -69,11 +69,12 @@ def test_a_run_directory_that_no_file_system_knows_is_refused() -> None:
 
 def test_other_parameters_or_data_are_refused_with_the_difference_named() -> None:
     saved = checkpoint()
-    saved.check(FitConfig(max_steps=7), "f")
+    saved.check_config(FitConfig(max_steps=7))
+    saved.check_data("f")
     with pytest.raises(ConfigError, match=r"balance 0\.0, not 0\.5"):
-        saved.check(FitConfig(balance=0.5), "f")
+        saved.check_config(FitConfig(balance=0.5))
     with pytest.raises(ConfigError, match="other data"):
-        saved.check(FitConfig(), "g")
+        saved.check_data("g")
 
 
 def test_a_fit_that_was_cut_short_goes_on_to_the_same_bits(blobs, tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""What cannot go well is told in one sentence before any row is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import raydkm
+from raydkm.engine import preflight
+from raydkm.errors import ConfigError, EngineError, InputError
+
+
+class Workers:
+    """A communicator of two workers of which the other one answers as it is told."""
+
+    rank, world_size = 0, 2
+
+    def __init__(self, other: Any = None, sums: Any = None):
+        self.names = ["worker 0", "worker 1"]
+        self._other, self._sums = other, sums
+
+    def all_gather(self, value: Any) -> list[Any]:
+        return [value, value | self._other if isinstance(value, dict) and self._other else value]
+
+    def all_reduce(self, buffer: Any) -> None:
+        buffer.mul_(2)
+        buffer += self._sums if self._sums is not None else 0
+
+
+@pytest.fixture(autouse=True)
+def gloo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight.torch.distributed, "get_backend", lambda: "gloo")
+
+
+def test_other_versions_on_another_node_are_refused() -> None:
+    with pytest.raises(EngineError, match=r"worker .* runs raydkm 0\.0\.1 and worker .*; install one version on all"):
+        preflight.check_workers(Workers(other={"raydkm": "0.0.1"}))  # type: ignore[arg-type]
+
+
+def test_workers_that_add_up_wrongly_are_refused() -> None:
+    with pytest.raises(EngineError, match=r"the workers add up wrongly: .*; check the network"):
+        preflight.check_workers(Workers(sums=17))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def data(tmp_path: Path, write) -> Path:
+    return write(tmp_path / "x.parquet", x=[[1.0, 2.0]] * 100)
+
+
+def test_a_tier_without_room_is_refused_before_reading(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+    with pytest.raises(EngineError, match=r"this process: .* GiB of rows, but .* GiB of memory left; use cache auto"):
+        raydkm.fit(data, column="x", clusters=2, threads=1, cache="host")
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(total=1000, free=100))
+    with pytest.raises(EngineError, match=r"GiB of rows, but .* GiB of disk in .* left"):
+        raydkm.fit(data, column="x", clusters=2, threads=1, cache="disk")
+    raydkm.fit(data, column="x", clusters=2, threads=1, cache="stream")
+
+
+def test_more_clusters_than_memory_holds_sums_of_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+    with pytest.raises(EngineError, match=r"the sums of 50 clusters take .* GiB, of .* GiB of memory left"):
+        raydkm.fit(data, column="x", clusters=50, threads=1)
+
+
+def test_other_parameters_under_a_run_are_refused_before_reading(data: Path, tmp_path: Path) -> None:
+    run = {"column": "x", "run_dir": str(tmp_path / "run"), "tol": 0, "max_steps": 2}
+    raydkm.fit(data, clusters=1, **run)
+    data.unlink()
+    with pytest.raises(ConfigError, match="started with clusters 1, not 2"):
+        raydkm.fit(data, clusters=2, **run)
+    with pytest.raises(InputError, match="no such file"):
+        raydkm.fit(data, clusters=1, **run)
+
+
+def test_an_elastic_run_needs_a_directory_to_go_on_from(data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"workers MIN:MAX needs run_dir"):
+        raydkm.fit(data, column="x", clusters=1, workers=(1, 2))
