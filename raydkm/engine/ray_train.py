@@ -58,6 +58,14 @@ class EveryRow(ray.train.DataConfig):
         return [{"rows": part} for part in parts]
 
 
+class _Trainer(TorchTrainer):
+    """Starts no actor to hand out data sets where there are none, which takes seconds."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in callbacks if self.datasets or type(callback).__name__ != "DatasetsCallback"]
+
+
 def row_range(rows: int, rank: int, world_size: int) -> tuple[int, int]:
     """The contiguous range of a table's rows that a worker reads, cut between canonical batches."""
     batches = -(-rows // BATCH_ROWS)
@@ -102,7 +110,7 @@ def fit_on_ray(
     for name, value in _TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="raydkm-") as storage:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             # the task not as train_loop_config, which Train's controller unpickles: it would import torch
             partial(_work, task),  # type: ignore[arg-type]
             torch_config=TorchConfig(timeout_s=int(2 * run.timeout) + 1),

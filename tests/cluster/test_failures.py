@@ -75,17 +75,6 @@ def test_a_rank_that_hangs_is_named_and_replaced(
     assert f"process {stopped}) died, or did not answer for 4 s" in told or "did not answer for 11 s" in told
 
 
-def test_a_run_whose_workers_are_lost_too_often_is_given_up_with_the_reason(
-    data: Path, tmp_path: Path, in_background: Callable, train_workers: Callable
-) -> None:
-    fit = in_background(data, tmp_path, workers=2, max_failures=0, **ON_RAY, **OPTIONS)
-    fit.wait_for_step(1)
-    os.kill(train_workers()[-1], signal.SIGKILL)
-    with pytest.raises(EngineError, match=r"the Ray run failed: .*(died|lost)"):
-        fit.model()
-    assert events(tmp_path)[-1]["event"] == "failed"
-
-
 def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(
     data: Path, undisturbed: str, tmp_path: Path, in_background: Callable
 ) -> None:
@@ -106,16 +95,17 @@ def test_a_killed_driver_is_followed_by_one_with_another_number_of_workers(
     assert [event["workers"] for event in events(tmp_path) if event["event"] == "run"] == [3, 1]
 
 
-def test_what_a_killed_run_spilled_to_disk_is_gone(
+def test_a_run_that_is_given_up_says_why_and_leaves_nothing_on_disk(
     data: Path, tmp_path: Path, in_background: Callable, train_workers: Callable
 ) -> None:
-    fit = in_background(data, tmp_path / "run", workers=1, cache="disk", max_failures=0, **ON_RAY, **OPTIONS)
+    fit = in_background(data, tmp_path, workers=2, cache="disk", max_failures=0, **ON_RAY, **OPTIONS)
     fit.wait_for_step(1)
-    [worker] = train_workers()
+    killed = train_workers()[-1]
     place = tempfile.gettempdir()
-    nameless = [line for line in Path(f"/proc/{worker}/maps").read_text().splitlines() if "(deleted)" in line]
+    nameless = [line for line in Path(f"/proc/{killed}/maps").read_text().splitlines() if "(deleted)" in line]
     assert any(f" {place}/" in line for line in nameless)
-    os.kill(worker, signal.SIGKILL)
-    with pytest.raises(EngineError):
+    os.kill(killed, signal.SIGKILL)
+    with pytest.raises(EngineError, match=r"the Ray run failed: .*(died|lost)"):
         fit.model()
+    assert events(tmp_path)[-1]["event"] == "failed"
     assert not [path for path in Path(place).glob("raydkm-*") if path.is_file()]

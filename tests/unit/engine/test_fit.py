@@ -467,3 +467,16 @@ def test_more_clusters_than_different_rows_still_get_a_prototype_each() -> None:
     model = raydkm.fit(x, clusters=BATCH_ROWS + 50, objective="kmeans", n_init=1, max_steps=3)
     assert model.record["inertia"] < 1e-3
     assert bool(model.prototypes.isfinite().all())
+
+
+def test_more_rows_in_one_cluster_than_float32_can_count() -> None:
+    """2^24 + 4001 rows of 0 to 3 and one far away, which float32 counters and sums lose."""
+    rows = 2**24 + 4001
+    x = np.arange(rows, dtype=np.uint8)[:, None] % 4
+    x[-1] = 200
+    model = raydkm.fit(x, clusters=2, objective="kmeans", max_steps=2, init=np.array([[1.0], [200.0]]))
+    near = x[:-1].astype(np.float64)
+    assert sorted(model.counts.tolist()) == [1.0, rows - 1]
+    prototypes = np.sort((model.prototypes.double() + model.shift).numpy()[:, 0])
+    np.testing.assert_allclose(prototypes, [near.mean(), 200.0], rtol=1e-7)
+    assert model.record["rows"] == rows
