@@ -26,4 +26,11 @@ class EngineError(RaydkmError, RuntimeError):
 
 
 class WorkerLostError(EngineError):
-    """A worker did not come to where the others waited for it. The run is started again from its last checkpoint."""
+    """A worker did not come to where the others waited for it. The run is started again from its last checkpoint.
+
+    `names_the_lost` tells whether the message does: the worker that raises this may not know.
+    """
+
+    def __init__(self, message: str, *, names_the_lost: bool = False):
+        super().__init__(message)
+        self.names_the_lost = names_the_lost

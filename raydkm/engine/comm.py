@@ -14,6 +14,9 @@ from raydkm.errors import RaydkmError, WorkerLostError
 
 T = TypeVar("T")
 
+#: What a worker says that knows only that the first one, which knows more, has ended.
+OWN_END = "lost the first worker, whose error tells more"
+
 
 class Comm(Protocol):
     rank: int
@@ -93,7 +96,8 @@ class ProcessGroup:
         try:
             torch.distributed.monitored_barrier(self._control, self._patience, wait_all_ranks=True)
         except RuntimeError as error:
-            raise WorkerLostError(self._missing(str(error))) from error
+            told = self._missing(str(error))
+            raise WorkerLostError(told, names_the_lost=not told.endswith(OWN_END)) from error
 
     def all_reduce(self, buffer: Tensor) -> None:
         try:
@@ -117,4 +121,4 @@ class ProcessGroup:
             return f"{missing} died, or did not answer for {self._timeout:g} s (if it was only slow, raise timeout)"
         if "Timed out" in error:
             return f"{self.names[0]} did not answer for {self._patience.total_seconds():g} s"
-        return f"{self.names[self.rank]} lost the first worker, whose error tells more"
+        return f"{self.names[self.rank]} {OWN_END}"

@@ -6,7 +6,9 @@ An event is a dict whose "event" is one of
 - ``phase``: a phase has ended. `phase` (ingest, survey, seeding, steps, assignment), `seconds`
 - ``step``: the fields of a history entry, `rows_per_second` and `seconds_left` (None if unknown)
 - ``end``: the fit has ended. `steps`, `settled`, `inertia`
-- ``failed``: it was refused. `error`
+- ``failed``: it was refused, or given up. `error`
+- ``lost``: a worker did not answer, and all are started again. `error`; written by the worker that noticed, to the log
+  and the run's directory only
 
 Events come from the first worker, in order; of a run that goes on after a failure, again from ``phase`` ingest.
 """
@@ -94,6 +96,8 @@ class Log:
             )
         elif event["event"] == "phase" and event["phase"] != "steps":
             logger.info("%s: %.3g s", event["phase"], event["seconds"])
+        elif event["event"] == "lost":
+            logger.warning("%s", event["error"])
         elif event["event"] == "step":
             now = time.monotonic()
             if event["settled"] or now - self._last_time >= 1.0:

@@ -29,7 +29,7 @@ from raydkm.data.columns import Block, Columns
 from raydkm.data.parquet import READ_ROWS, ParquetTable
 from raydkm.data.source import RowSource
 from raydkm.engine.checkpoint import CheckpointFile
-from raydkm.engine.comm import ProcessGroup, gathered
+from raydkm.engine.comm import OWN_END, ProcessGroup, gathered
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.preflight import check_room, check_workers
 from raydkm.engine.progress import Callback, Reporter, reporter
@@ -142,7 +142,7 @@ def _reason(error: Exception) -> str:
     """The last line of the first worker's error that tells more than that another was lost."""
     failures = getattr(error, "worker_failures", None) or {0: error}
     told = [str(failure).strip().splitlines()[-1] for _, failure in sorted(failures.items()) if str(failure).strip()]
-    return next((line for line in told if "whose error tells more" not in line), str(error))
+    return next((line for line in told if not line.endswith(OWN_END)), str(error))
 
 
 def _checked(
@@ -228,7 +228,9 @@ def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
             report=report,
             checkpoints=CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None,
         )
-    except WorkerLostError:
+    except WorkerLostError as error:
+        if error.names_the_lost:
+            reporter(run.run_dir, [])("lost", error=str(error))
         raise
     except RaydkmError as error:
         report("failed", error=str(error))
