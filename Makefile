@@ -1,7 +1,7 @@
 # make demo    install and run the whole path on real data
 # make test    install and run the whole suite
 # make check   what a developer runs all day: format, lint, types, import layers, unit tests
-# make bench   figures, beside scikit-learn
+# make bench   figures, beside scikit-learn and pyarrow
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -20,7 +20,8 @@ demo: install
 	$(BIN)/raydkm demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/python -m pytest tests/cluster
 
 check: install
 	$(BIN)/ruff format --check .
@@ -30,6 +31,8 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/tiers.py
 
 clean:
 	rm -rf .venv demo build *.egg-info
