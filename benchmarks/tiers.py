@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--engine", default="local")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--tiers", default="host,auto,disk,stream")
+    parser.add_argument("--directory", help="where to write the files, or where they are")
     parser.add_argument("--cold", action="store_true")
     arguments = parser.parse_args()
     rows = int(arguments.gib * 2**30 / (2 * arguments.dim))
@@ -51,9 +52,12 @@ def main() -> None:
         "engine": arguments.engine,
         "workers": arguments.workers,
     }
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as temporary:
+        place = arguments.directory or temporary
         began = time.perf_counter()
-        files = generated.write(Path(place), rows, arguments.dim, files=16)
+        if not list(Path(place).glob("*.parquet")):
+            generated.write(Path(place), rows, arguments.dim, files=16)
+        files = Path(place)
         size = sum(path.stat().st_size for path in files.iterdir())
         took = time.perf_counter() - began
         print(f"{rows:,} x {arguments.dim} float16, {size / 2**30:.2f} GiB; written in {took:.0f} s")

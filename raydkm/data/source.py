@@ -145,7 +145,7 @@ class RowSource:
 
         chunks = []
         with closing(prefetched(read(0), READ_AHEAD)) as blocks:
-            for full in gathered(blocks, room):
+            for full in packed(blocks, room):
                 chunks.append(tiers.chunk(full))
                 held += len(chunks[-1])
         return cls(chunks, first, total, (lambda: read(held)) if tiers.held["stream"] else None)
@@ -171,7 +171,7 @@ class RowSource:
         def room(dim: int, dtype: np.dtype, weighted: bool) -> Room:
             return Room("host", STREAM_BATCHES * BATCH_ROWS, dim, dtype, weighted)
 
-        for piece in gathered(self._rest(), room):
+        for piece in packed(self._rest(), room):
             yield piece.filled()
 
     def within(self, tiers: Tiers) -> RowSource:
@@ -183,7 +183,7 @@ class RowSource:
         return RowSource([chunk.to(device) for chunk in self._chunks], self.first, self.total, self._rest)
 
 
-def gathered(blocks: Iterable[Block], make: Callable[[int, np.dtype, bool], Room | None]) -> Iterator[Room]:
+def packed(blocks: Iterable[Block], make: Callable[[int, np.dtype, bool], Room | None]) -> Iterator[Room]:
     """Fill rooms, made for (dim, dtype, whether weighted), with blocks of any sizes, until one cannot be made.
 
     Raises
