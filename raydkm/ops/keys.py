@@ -3,13 +3,17 @@
 A row's key is -log(u) / w, with w its weight and u in (0, 1) from a hash of its values, its weight and the seed. The
 m smallest keys are a weighted sample without replacement (Efraimidis and Spirakis 2006; bottom-k sketches with
 exponential ranks, Cohen and Kaplan 2007) that does not depend on the order of rows, their files, their dtype or the
-number of workers. Only identical rows within one canonical batch are told apart, by the number of that batch.
+number of workers. Identical rows share their key, and one of them stands for all; but where a canonical batch has many
+of them they are told apart, by the number of that batch, so that a value as frequent as that is surely drawn.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: From so many identical rows in a canonical batch on (0.2 % of it) each has a key of its own.
+MANY_COPIES = 8
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -44,11 +48,12 @@ def draw_keys(
     order = np.argsort(hashes, kind="stable")
     ranked = hashes[order]
     starts = np.flatnonzero(np.concatenate(([True], ranked[1:] != ranked[:-1])))
-    if len(starts) < len(hashes):  # some rows are identical
-        rank = np.arange(len(hashes)) - np.repeat(starts, np.diff(np.append(starts, len(hashes))))
+    copies = np.diff(np.append(starts, len(hashes)))
+    if (copies >= MANY_COPIES).any():
+        rank = np.arange(len(hashes)) - np.repeat(starts, copies)
         place = splitmix64(rank.astype(np.uint64) * _GOLDEN + np.uint64(batch))
         hashes = hashes.copy()
-        hashes[order] += np.where(rank > 0, place, np.uint64(0))
+        hashes[order] += np.where((rank > 0) & np.repeat(copies >= MANY_COPIES, copies), place, np.uint64(0))
     salt = splitmix64(np.array([seed], dtype=np.uint64) + _GOLDEN)
     uniform = ((splitmix64(hashes ^ salt) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     keys = -np.log(uniform)
