@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -114,8 +114,12 @@ class Passes:
                     return
                 yield batch.to(self.device)
 
-        with closing(self.source.batches()) as batches:
+        batches = self.source.batches()
+        try:
             return list(self.map(lambda _: task(share(batches)), range(self.threads)))
+        finally:
+            with lock:  # after an error in one thread, others may be at it still
+                batches.close()
 
 
 def check_rows_seen(seen: int, total: int) -> None:
