@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TypeVar
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from pyarrow import fs
 
@@ -35,9 +35,8 @@ def locate(name: str) -> tuple[fs.FileSystem, str]:
     """
     if "://" not in name:
         return _LOCAL, os.path.abspath(name)
-    parts = urlsplit(name)
-    files, base = _file_system(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
-    return files, f"{base.rstrip('/')}/{unquote(parts.path).lstrip('/')}"
+    parts, files, base = _root(name)
+    return files, f"{base}/{unquote(parts.path).lstrip('/')}"
 
 
 _LOCAL = fs.LocalFileSystem()
@@ -51,14 +50,19 @@ def _file_system(root: str) -> tuple[fs.FileSystem, str]:
         raise InputError(f"{root}: {error}") from None
 
 
+def _root(name: str) -> tuple[SplitResult, fs.FileSystem, str]:
+    """The parts of a URI, its file system, and what paths in it begin with, without a slash at the end."""
+    parts = urlsplit(name)
+    files, base = _file_system(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
+    return parts, files, base.rstrip("/")
+
+
 def named(name: str, path: str) -> str:
     """The name of another `path` in the file system of `name`."""
     if "://" not in name:
         return path
-    parts = urlsplit(name)
-    _, base = _file_system(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
-    inside = path.removeprefix(base.rstrip("/")).lstrip("/")
-    return urlunsplit((parts.scheme, parts.netloc, f"/{quote(inside)}", parts.query, ""))
+    parts, _, base = _root(name)
+    return urlunsplit((parts.scheme, parts.netloc, quote(path.removeprefix(base)), parts.query, ""))
 
 
 def inside(directory: str, child: str) -> str:

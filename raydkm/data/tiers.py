@@ -94,11 +94,11 @@ class Tiers:
         EngineError
             If there is none, in the only tier that may be used, or for rows that cannot be read again.
         """
-        size = rows * (dim * dtype.itemsize + 8 * weighted)
+        size = size_of(rows, dim, dtype, weighted=weighted)
         tier = next((tier for tier in _FASTEST_FIRST if self.takes(tier, size)), "stream")
         try:
             if tier == "stream":
-                raise EngineError(f"no room for {_gib(size)} more ({self}); {self._way_out()}")
+                raise EngineError(f"no room for {gib(size)} more ({self}); {self._way_out()}")
             room = Room(tier, rows, dim, dtype, weighted)
         except EngineError:
             if self.cache != "auto" or not again:
@@ -113,8 +113,7 @@ class Tiers:
     def takes(self, tier: str, size: int) -> bool:
         """Whether `size` more bytes may go to a tier, as far as one can know before trying."""
         if self.cache == "auto" and tier == "disk":
-            usage = shutil.disk_usage(tempfile.gettempdir())
-            return usage.free - size >= FREE_OF_DISK * usage.total
+            return size <= disk_left()
         if self.cache == "auto" or self.cache == tier == "device":
             return self.held[tier] + size <= self._room[tier]
         return self.cache == tier
@@ -128,7 +127,7 @@ class Tiers:
 
     def __str__(self) -> str:
         """Where rows went, and why."""
-        budget = f"; memory budget {_gib(self._room['host'])}" if self.cache == "auto" else f"; cache {self.cache}"
+        budget = f"; memory budget {gib(self._room['host'])}" if self.cache == "auto" else f"; cache {self.cache}"
         if self.cache == "stream":
             return f"rows are read again at each pass{budget}"
         where = {
@@ -136,7 +135,7 @@ class Tiers:
             "host": "in memory",
             "disk": "memory-mapped on local disk",
         }
-        parts = [f"{_gib(self.held[tier])} {told}" for tier, told in where.items() if self.held[tier]]
+        parts = [f"{gib(self.held[tier])} {told}" for tier, told in where.items() if self.held[tier]]
         if self.held["stream"]:
             parts.append("the rest read again at each pass, for want of room on local disk")
         return f"rows: {', '.join(parts) or 'none'}{budget}"
@@ -190,10 +189,21 @@ def file_on_disk(size: int) -> mmap.mmap:
         except OSError as error:
             place = tempfile.gettempdir()
             raise EngineError(
-                f"no room for {_gib(size)} more rows in {place} ({error.strerror}); set TMPDIR to a larger disk, give "
+                f"no room for {gib(size)} more rows in {place} ({error.strerror}); set TMPDIR to a larger disk, give "
                 "more workers, or use cache stream"
             ) from None
 
 
-def _gib(size: int) -> str:
+def size_of(rows: int, dim: int, dtype: np.dtype, *, weighted: bool) -> int:
+    """Bytes of rows and their weights."""
+    return rows * (dim * dtype.itemsize + 8 * weighted)
+
+
+def disk_left() -> int:
+    """Bytes that rows may still take of the disk of the temporary directory."""
+    usage = shutil.disk_usage(tempfile.gettempdir())
+    return usage.free - int(FREE_OF_DISK * usage.total)
+
+
+def gib(size: int) -> str:
     return f"{size / 2**30:.3g} GiB"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import socket
 import tempfile
 from importlib.metadata import version
@@ -14,7 +13,7 @@ import torch
 from raydkm.config import FitConfig
 from raydkm.data.parquet import ParquetTable
 from raydkm.data.storage import locate, retried
-from raydkm.data.tiers import FREE_OF_DISK, Tiers
+from raydkm.data.tiers import Tiers, disk_left, gib, size_of
 from raydkm.engine.comm import Comm, ProcessGroup, gathered
 from raydkm.engine.where import available_memory
 from raydkm.errors import EngineError, InputError
@@ -75,24 +74,19 @@ def check_room(
         memory = available_memory() // neighbours
         if sums > memory:
             raise EngineError(
-                f"{name}: the sums of {config.clusters} clusters take {_gib(sums)}, of {_gib(memory)} of memory left; "
+                f"{name}: the sums of {config.clusters} clusters take {gib(sums)}, of {gib(memory)} of memory left; "
                 "use fewer threads or workers a node"
             )
-        size = rows * (table.dim * table.dtype.itemsize + 8 * (table.columns.weight is not None))
-        disk = shutil.disk_usage(tempfile.gettempdir())
+        size = size_of(rows, table.dim, table.dtype, weighted=table.columns.weight is not None)
         room = {
             "host": (memory - sums, "memory"),
-            "disk": ((disk.free - int(FREE_OF_DISK * disk.total)) // neighbours, f"disk in {tempfile.gettempdir()}"),
+            "disk": (disk_left() // neighbours, f"disk in {tempfile.gettempdir()}"),
             "device": (tiers.device_memory, "device memory"),
         }
         if tiers.cache in room and size > room[tiers.cache][0]:
             left, what = room[tiers.cache]
             raise EngineError(
-                f"{name}: {_gib(size)} of rows, but {_gib(left)} of {what} left; use cache auto, or more workers"
+                f"{name}: {gib(size)} of rows, but {gib(left)} of {what} left; use cache auto, or more workers"
             )
 
     gathered(comm, check)
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB"

@@ -81,7 +81,7 @@ class SeedingOfAll:
 
     def measured(self) -> float:
         """The sum over all rows of w d^2, after a pass."""
-        self._update(None)
+        self._update()
         return self.potential
 
     def add(self, candidates: Tensor) -> None:
@@ -89,18 +89,15 @@ class SeedingOfAll:
 
     def owned(self) -> Tensor:
         """The weight (m,) of the rows nearest to each candidate, after a pass that settles which these are."""
-        return self._update(None)["owned"].cpu()
+        return self._update(owned=True)["owned"].cpu()
 
-    def _update(self, look: Callable[[Batch, Tensor], None] | None) -> Statistics:
+    def _update(self, look: Callable[[Batch, Tensor], None] | None = None, *, owned: bool = False) -> Statistics:
         """Move every row's distance on to the candidates added since the last pass."""
         new, first, facts = self.candidates[self._counted :], self._counted, self._facts
-        fields = (
-            weighted_field(
-                "potential", (), facts.rows, facts.max_weight, 4 * facts.bound.square().sum(), at_once=BATCH_ROWS
-            ),
-            weighted_field("owned", (len(self.candidates),), facts.rows, facts.max_weight, at_once=1),
-            ROWS,
-        )
+        square = 4 * facts.bound.square().sum()
+        potential = weighted_field("potential", (), facts.rows, facts.max_weight, square, at_once=BATCH_ROWS)
+        shares = weighted_field("owned", (len(self.candidates),), facts.rows, facts.max_weight, at_once=1)
+        fields = (potential, shares, ROWS) if owned else (potential, ROWS)
 
         def local(batch: Batch, into: Statistics) -> None:
             z = self._frame(batch.rows.cpu())
@@ -110,7 +107,8 @@ class SeedingOfAll:
             keep_nearest(z, z.square().sum(1), new, first, nearest, owner)
             weight = batch.weights().cpu()
             into.add("potential", torch.dot(weight, nearest.double()))
-            into.add_rows("owned", owner, weight)
+            if owned:
+                into.add_rows("owned", owner, weight)
             into.add("rows", len(batch))
             if look is not None:
                 look(batch, nearest)

@@ -29,11 +29,11 @@ class Smallest:
             weight = np.ones(len(which)) if weight is None else weight[which]
             self._wait(keys[which], np.ones(len(which), dtype=np.int64), rows[which], weight)
 
-    def merge(self, others: Iterable[Smallest]) -> Smallest:
+    def merge(self, others: Iterable[Smallest]) -> None:
+        """Look at all that others have kept."""
         for other in others:
             for part in other._waiting:
                 self._wait(*part)
-        return self
 
     def found(self, below: float = np.inf) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray, NDArray]:
         """Keys, ascending, their numbers of rows, one row of each and its weight; only keys < `below`."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import raydkm
@@ -29,6 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/cluster" in str(item.path):
             item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(scope="module")
+def normal_rows(tmp_path_factory: pytest.TempPathFactory, write: Callable[..., Path]) -> Callable[[int, str], Path]:
+    """``normal_rows(n, "ab")`` is a file of n normal rows, a scalar column of float32 for each letter."""
+
+    def make(rows: int, columns: str) -> Path:
+        x = np.random.default_rng(0).standard_normal((rows, len(columns))).astype(np.float32)
+        return write(tmp_path_factory.mktemp("rows") / "rows.parquet", **dict(zip(columns, x.T, strict=True)))
+
+    return make
 
 
 class FitInBackground:

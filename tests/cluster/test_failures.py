@@ -15,9 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -31,11 +28,8 @@ ON_RAY = {"engine": "ray", "threads": 1, "checkpoint_every": 0}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    x = np.random.default_rng(0).standard_normal((40_000, 4)).astype(np.float32)
-    path = tmp_path_factory.mktemp("failures") / "rows.parquet"
-    pq.write_table(pa.table(dict(zip("abcd", x.T, strict=True))), path)
-    return path
+def data(normal_rows: Callable[[int, str], Path]) -> Path:
+    return normal_rows(40_000, "abcd")
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -33,11 +30,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    x = np.random.default_rng(0).standard_normal((60_000, 4)).astype(np.float32)
-    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
-    pq.write_table(pa.table(dict(zip("abcd", x.T, strict=True))), path)
-    return path
+def data(normal_rows: Callable[[int, str], Path]) -> Path:
+    return normal_rows(60_000, "abcd")
 
 
 def test_auto_reads_again_what_has_no_room(data: Path, capfd: pytest.CaptureFixture) -> None:

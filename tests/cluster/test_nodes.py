@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -35,11 +32,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    x = np.random.default_rng(0).standard_normal((60_000, 2)).astype(np.float32)
-    path = tmp_path_factory.mktemp("nodes") / "rows.parquet"
-    pq.write_table(pa.table(dict(zip("ab", x.T, strict=True))), path)
-    return path
+def data(normal_rows: Callable[[int, str], Path]) -> Path:
+    return normal_rows(60_000, "ab")
 
 
 @pytest.mark.parametrize("returns", [True, False])

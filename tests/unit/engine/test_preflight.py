@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import raydkm
+from raydkm.data import tiers
 from raydkm.engine import preflight
 from raydkm.errors import ConfigError, EngineError, InputError
 
@@ -54,7 +55,7 @@ def test_a_tier_without_room_is_refused_before_reading(data: Path, monkeypatch: 
     monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
     with pytest.raises(EngineError, match=r"this process: .* GiB of rows, but .* GiB of memory left; use cache auto"):
         raydkm.fit(data, column="x", clusters=2, threads=1, cache="host")
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(total=1000, free=100))
+    monkeypatch.setattr(tiers.shutil, "disk_usage", lambda _: SimpleNamespace(total=1000, free=100))
     with pytest.raises(EngineError, match=r"GiB of rows, but .* GiB of disk in .* left"):
         raydkm.fit(data, column="x", clusters=2, threads=1, cache="disk")
     raydkm.fit(data, column="x", clusters=2, threads=1, cache="stream")
