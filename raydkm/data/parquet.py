@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -164,7 +164,7 @@ class ParquetTable:
     def _schemas(self) -> dict[str, pa.Schema]:
         return dict(zip(self.files, self.schemas, strict=True))
 
-    def read(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+    def read(self, start: int = 0, stop: int | None = None) -> Generator[Block, None, None]:
         """Yield rows [start, stop) of the whole table, in order, checked.
 
         Raises

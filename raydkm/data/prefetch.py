@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
-from queue import Empty, Full, Queue
+from collections.abc import Generator
+from contextlib import closing
+from queue import Full, Queue
 from typing import TypeVar
 
 T = TypeVar("T")
 
+#: Seconds that closing waits for a read that has begun.
+PATIENCE_S = 60.0
 
-def prefetched(items: Iterator[T], ahead: int) -> Generator[T, None, None]:
+
+def prefetched(items: Generator[T, None, None], ahead: int) -> Generator[T, None, None]:
     """Yield `items` in their order; up to `ahead` of them are made before they are asked for.
 
-    An exception of the iterator is raised where its item would have come. Closing this generator ends the thread.
+    An exception of the iterator is raised where its item would have come. Closing this generator closes `items`
+    and ends the thread, for which it waits; but not for ever, where a read does not return.
     """
     made: Queue[tuple[T | None, BaseException | None]] = Queue(ahead)
     closed = threading.Event()
@@ -29,9 +34,10 @@ def prefetched(items: Iterator[T], ahead: int) -> Generator[T, None, None]:
 
     def make() -> None:
         try:
-            for item in items:
-                if not hand_over(item, None):
-                    return
+            with closing(items):
+                for item in items:
+                    if not hand_over(item, None):
+                        return
         except BaseException as error:  # noqa: BLE001 - raised again by the consumer
             hand_over(None, error)
         else:
@@ -48,9 +54,5 @@ def prefetched(items: Iterator[T], ahead: int) -> Generator[T, None, None]:
                 raise error
             yield item  # type: ignore[misc]
     finally:
-        closed.set()
-        while thread.is_alive():
-            try:
-                made.get_nowait()
-            except Empty:
-                thread.join(0.05)
+        closed.set()  # within 0.1 s the thread gives up handing over
+        thread.join(PATIENCE_S)

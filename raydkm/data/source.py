@@ -50,7 +50,7 @@ class RowSource:
         chunks: Sequence[Chunk],
         first: int = 0,
         total: int | None = None,
-        rest: Callable[[], Iterator[Block]] | None = None,
+        rest: Callable[[], Generator[Block, None, None]] | None = None,
     ):
         self._chunks = chunks
         self._rest = rest
@@ -104,7 +104,7 @@ class RowSource:
     @classmethod
     def hold(
         cls,
-        read: Callable[[int], Iterator[Block]],
+        read: Callable[[int], Generator[Block, None, None]],
         tiers: Tiers,
         *,
         rows: int | None = None,
@@ -165,7 +165,7 @@ class RowSource:
                     yield from _cut(rows, weight, start)
                     start += len(rows)
 
-    def _pieces(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _pieces(self) -> Generator[tuple[Tensor, Tensor | None], None, None]:
         assert self._rest is not None
 
         def room(dim: int, dtype: np.dtype, weighted: bool) -> Room:

@@ -52,7 +52,7 @@ def _file_system(root: str) -> tuple[fs.FileSystem, str]:
 
 def _root(name: str) -> tuple[SplitResult, fs.FileSystem, str]:
     """The parts of a URI, its file system, and what paths in it begin with, without a slash at the end."""
-    parts = urlsplit(name)
+    parts = urlsplit(name, allow_fragments=False)  # "#" is a character of a key like any other
     files, base = _file_system(urlunsplit((parts.scheme, parts.netloc, "/", parts.query, "")))
     return parts, files, base.rstrip("/")
 

@@ -62,6 +62,11 @@ class Checkpoint:
                 f"now {fingerprint}); name another run"
             )
 
+    def check_start(self, digest: str | None) -> None:
+        """Refuse to go on with other initial prototypes (None where they are drawn)."""
+        if self.seeding.get("sha256") != digest:
+            raise ConfigError("this run was started from other initial prototypes; name another run")
+
 
 class CheckpointFile:
     """The newest checkpoint of a run, replaced atomically.

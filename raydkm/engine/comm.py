@@ -114,6 +114,10 @@ class ProcessGroup:
             raise WorkerLostError(f"the workers' exchange failed on {self.names[self.rank]}: {error}") from error
         return values
 
+    def signal(self, name: str, *, count: int = 1) -> int:
+        """Count this worker in among those that gave a signal, without waiting for others; return how many did."""
+        return torch.distributed.distributed_c10d._get_default_store().add(f"raydkm {name}", count)
+
     def _missing(self, error: str) -> str:
         """A sentence from what the barrier said: the first worker learns who is missing, others only of its end."""
         if found := re.search(r"Ranks? ([\d, ]+) failed to pass", error):

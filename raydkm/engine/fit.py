@@ -19,7 +19,7 @@ from raydkm.engine.comm import Comm, gathered
 from raydkm.engine.loop import adm
 from raydkm.engine.passes import Passes, Source, thread_pool
 from raydkm.engine.progress import Reporter, seconds_left
-from raydkm.engine.start import given, seed_rows, seeded
+from raydkm.engine.start import digest, given, seed_rows, seeded
 from raydkm.engine.survey import Survey, measure, survey
 from raydkm.errors import InputError
 from raydkm.objectives import OBJECTIVES, State, Terms
@@ -122,9 +122,10 @@ def fit_rows(
         if saved is not None:
             saved.check_config(config)
             saved.check_data(look.fingerprint)
+            saved.check_start(None if start is None else digest(start))
             state, seeding, history = saved.state, saved.seeding, list(saved.history)
         elif start is not None:
-            state, seeding, history = given(start, config, frame), {"init": "array"}, []
+            (state, seeding), history = given(start, config, frame), []
         else:
             (state, seeding), history = seeded(passes, look, config, frame, facts, objective), []
         report(
@@ -161,6 +162,7 @@ def fit_rows(
 
         inertia, counts = _assignment(passes, goal, state, frame, facts, labels)
         clock.lap("assignment")
+        peaks = comm.all_gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     report("end", steps=state.step, settled=bool(history[-1]["settled"]), inertia=inertia)
     return Fitted(
         state=state,
@@ -176,7 +178,7 @@ def fit_rows(
             "weight": facts.weight,
             "fingerprint": look.fingerprint,
             "seeding": seeding,
-            "peak_memory": comm.all_gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+            "peak_memory": peaks,
         },
         seconds=clock.laps,
     )

@@ -15,8 +15,11 @@ from raydkm.data.parquet import ParquetTable
 from raydkm.data.storage import locate, retried
 from raydkm.data.tiers import Tiers, disk_left, gib, size_of
 from raydkm.engine.comm import Comm, ProcessGroup, gathered
+from raydkm.engine.seed_all import BYTES_A_ROW
+from raydkm.engine.start import seed_rows
 from raydkm.engine.where import available_memory
 from raydkm.errors import EngineError, InputError
+from raydkm.ops.sample import Smallest
 
 #: What must be alike on all nodes for the same bits, and for workers to understand each other.
 PACKAGES = ("raydkm", "torch", "numpy", "pyarrow")
@@ -70,16 +73,24 @@ def check_room(
         files, path = locate(table.files[0])
         if not retried(table.files[0], lambda: files.get_file_info(path)).is_file:
             raise InputError(f"{name} does not reach {table.files[0]}: do all nodes share the storage?")
-        sums = 8 * config.clusters * (table.dim + 1) * (threads + 1)
         memory = available_memory() // neighbours
-        if sums > memory:
-            raise EngineError(
-                f"{name}: the sums of {config.clusters} clusters take {gib(sums)}, of {gib(memory)} of memory left; "
-                "use fewer threads or workers a node"
-            )
+        row = table.dim * table.dtype.itemsize
+        sample = seed_rows(config, table.rows)
+        needs = {
+            f"the sums of {config.clusters} clusters take": 8 * config.clusters * (table.dim + 1) * (threads + 1),
+            f"the seeding sample of {sample} rows takes": Smallest.nbytes(min(sample, rows), row)
+            + 4 * table.dim * sample,
+            "seeding on all rows takes": BYTES_A_ROW * rows * (config.seed_rows == "all"),
+        }
+        for what, size in needs.items():
+            if size > memory:
+                raise EngineError(
+                    f"{name}: {what} {gib(size)}, of {gib(memory)} of memory left; use fewer threads or workers a "
+                    "node, or machines with more memory"
+                )
         size = size_of(rows, table.dim, table.dtype, weighted=table.columns.weight is not None)
         room = {
-            "host": (memory - sums, "memory"),
+            "host": (memory - max(needs.values()), "memory"),
             "disk": (disk_left() // neighbours, f"disk in {tempfile.gettempdir()}"),
             "device": (tiers.device_memory, "device memory"),
         }

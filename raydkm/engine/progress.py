@@ -7,8 +7,8 @@ An event is a dict whose "event" is one of
 - ``step``: the fields of a history entry, `rows_per_second` and `seconds_left` (None if unknown)
 - ``end``: the fit has ended. `steps`, `settled`, `inertia`
 - ``failed``: it was refused, or given up. `error`
-- ``lost``: a worker did not answer, and all are started again. `error`; written by the worker that noticed, to the log
-  and the run's directory only
+- ``lost``: a worker did not answer, and all are started again. `error`; from the worker that noticed: where that is
+  not the first, only to the log and the run's directory
 
 Events come from the first worker, in order; of a run that goes on after a failure, again from ``phase`` ingest.
 """
@@ -141,10 +141,16 @@ class EventFile:
         if self._lines is None:
             self._lines = _content(files, path)
         self._lines += line
-        if event["event"] in ("end", "failed") or time.monotonic() - self._written >= REWRITE_S:
-            with files.open_output_stream(path) as stream:
-                stream.write(self._lines)
+        last = event["event"] in ("end", "failed", "lost")
+        if last or time.monotonic() - self._written >= REWRITE_S:
             self._written = time.monotonic()
+            try:
+                with files.open_output_stream(path) as stream:
+                    stream.write(self._lines)
+            except OSError as error:
+                if last:
+                    raise
+                logger.warning("%s: not written (%s); trying again in %g s", self._name, error, REWRITE_S)
 
 
 def _content(files: fs.FileSystem, path: str) -> bytes:

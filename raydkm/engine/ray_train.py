@@ -6,11 +6,14 @@ it as a stream of blocks.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +24,7 @@ import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
+from ray._private.services import canonicalize_bootstrap_address
 from ray.data.dataset import MaterializedDataset
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -74,10 +78,34 @@ def row_range(rows: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start one on this machine; keep one that is connected."""
+    """Join the cluster that RAY_ADDRESS names, or that runs on this machine, or start one; keep one that is connected.
+
+    Raises
+    ------
+    EngineError
+        If nothing answers at RAY_ADDRESS.
+    """
     if not ray.is_initialized():
-        ray.init(logging_level=logging.WARNING)
+        ray.init(address=_address(), logging_level=logging.WARNING)
     quiet_ray_data()
+
+
+def _address() -> str:
+    """Where `ray.init` is to connect to; Ray itself would wait for minutes for a cluster that is no more."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    if "://" in given:  # a Ray client's
+        return given
+    address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+    if address is None:
+        return "local"
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        return address
+    except OSError as error:
+        if given:
+            raise EngineError(f"no Ray cluster answers at RAY_ADDRESS {given} ({error})") from None
+        return "local"  # one that was killed, and left its address behind
 
 
 def quiet_ray_data() -> None:
@@ -107,9 +135,7 @@ def fit_on_ray(
         task["columns"], task["total"], streams["rows"] = _checked(data, config, run)
         workers, cpus, use_gpu = _resources(config, run, spare=1)  # without a CPU the data set would never come
     task["cpus"] = cpus
-    for name, value in _TRAIN_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with tempfile.TemporaryDirectory(prefix="raydkm-") as storage:
+    with tempfile.TemporaryDirectory(prefix="raydkm-") as storage, _defaults_in_environment(_TRAIN_ENVIRONMENT):
         trainer = _Trainer(
             # the task not as train_loop_config, which Train's controller unpickles: it would import torch
             partial(_work, task),  # type: ignore[arg-type]
@@ -136,6 +162,18 @@ def fit_on_ray(
     if isinstance(outcome, RaydkmError):
         raise outcome
     return outcome
+
+
+@contextmanager
+def _defaults_in_environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables of the environment that are not set, and take them out again."""
+    new = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
 
 
 def _reason(error: Exception) -> str:
@@ -230,7 +268,7 @@ def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
         )
     except WorkerLostError as error:
         if error.names_the_lost:
-            reporter(run.run_dir, [])("lost", error=str(error))
+            (report if comm.rank == 0 else reporter(run.run_dir, []))("lost", error=str(error))
         raise
     except RaydkmError as error:
         report("failed", error=str(error))
@@ -257,7 +295,12 @@ def _ingest(task: dict[str, Any], comm: ProcessGroup, device: torch.device) -> R
             held.append(RowSource.of_table(table, tiers, start, stop))
         else:
             shard = ray.train.get_dataset_shard("rows")
-            held.append(RowSource.hold(lambda _: _read_blocks(task, shard), tiers, total=task["total"], again=False))
+            readings = itertools.count()
+            held.append(
+                RowSource.hold(
+                    lambda _: _read_blocks(task, shard, comm, next(readings)), tiers, total=task["total"], again=False
+                )
+            )
         return str(tiers), held[0].held
 
     parts = gathered(comm, hold)
@@ -271,9 +314,26 @@ def _ingest(task: dict[str, Any], comm: ProcessGroup, device: torch.device) -> R
     return held[0]
 
 
-def _read_blocks(task: dict[str, Any], shard: Any) -> Iterator[Block]:
+def _read_blocks(task: dict[str, Any], shard: Any, comm: ProcessGroup, reading: int) -> Generator[Block, None, None]:
+    """This worker's blocks in the data set's reading number `reading`; where one worker stops early, all do.
+
+    Ray Data hands blocks out in turn. A worker that no longer took its own would keep the others from theirs, so it
+    goes on taking them until all have stopped.
+    """
     columns, unit, rows = task["columns"], task["config"].metric == "cosine", 0
-    for table in shard.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow"):
-        columns.check(table.schema, "the data set")
-        yield columns.extract(table, "the data set (this worker's part)", rows, unit=unit)
-        rows += table.num_rows
+    stopped, done = f"reading {reading} stopped", f"reading {reading} done"
+    tables = iter(shard.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow"))
+    try:
+        for table in tables:
+            if comm.signal(stopped, count=0):
+                break
+            columns.check(table.schema, "the data set")
+            yield columns.extract(table, "the data set (this worker's part)", rows, unit=unit)
+            rows += table.num_rows
+    except BaseException:  # a refusal, here or (GeneratorExit) where the blocks go
+        comm.signal(stopped)
+        raise
+    finally:
+        everyone = comm.signal(done) == comm.world_size
+        while not everyone and comm.signal(stopped, count=0) and next(tables, None) is not None:
+            everyone = comm.signal(done, count=0) == comm.world_size

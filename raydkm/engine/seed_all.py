@@ -2,13 +2,12 @@
 
 Rows are drawn by keys of their contents (`raydkm.ops.keys`) in proportion to their weight times the squared distance to
 the nearest candidate: the row with the smallest -log(u) / (w d^2) is such a draw, and so, as independent draws, are all
-rows whose key is below l / sum(w d^2), of which there are l on average. One pass draws and moves the distances on. A
-worker keeps 8 bytes of each of its rows.
+rows whose key is below l / sum(w d^2), of which there are l on average. One pass draws and moves the distances on.
+Equal rows have one key, and count as one draw, but where a canonical batch has many of them.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -24,6 +23,9 @@ from raydkm.ops.moments import Moments
 from raydkm.ops.sample import Smallest
 from raydkm.ops.seeding import keep_nearest, kmeans_plus_plus
 from raydkm.ops.statistics import ROWS, weighted_field
+
+#: What a worker keeps of each of its rows: a squared distance (float32) and the number of a candidate (int32).
+BYTES_A_ROW = 8
 
 #: Rounds of k-means||, and candidates drawn in each as a multiple of K (Bahmani et al. 2012).
 ROUNDS = 5
@@ -57,7 +59,7 @@ class SeedingOfAll:
 
     def draw(self, most: int, wanted: float) -> Tensor:
         """Draw rows (m, d) in proportion to w d^2: `wanted` on average if finite, else `most`, the smallest keys."""
-        smallest, lock = Smallest(most), threading.Lock()
+        smallest = Smallest(most)
         self._round += 1
         source, seed = self._passes.source, self._seed + self._round
 
@@ -67,12 +69,11 @@ class SeedingOfAll:
             mass = nearest.numpy().astype(np.float64) * (1.0 if weight is None else weight)
             number = (source.first + batch.first) // BATCH_ROWS
             keys = draw_keys(content_hashes(rows, weight), mass, seed, number)
-            with lock:
-                smallest.add(keys, rows, weight)
+            smallest.add(keys, rows, weight)
 
         self._update(look)
         threshold = wanted / self.potential if np.isfinite(wanted) and self.potential > 0 else np.inf
-        parts = [part for part in self._passes.comm.all_gather(smallest.found(threshold)[::2]) if len(part[0])]
+        parts = [part for part in self._passes.comm.all_gather(smallest.found(threshold)[::3]) if len(part[0])]
         if not parts:
             return self.candidates[:0]
         keys, rows = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def seed_rows(config: FitConfig, total: int) -> int:
     return min(total, max(wanted, config.clusters))
 
 
-def given(start: np.ndarray, config: FitConfig, frame: Frame) -> State:
+def given(start: np.ndarray, config: FitConfig, frame: Frame) -> tuple[State, dict[str, Any]]:
     """The state at initial prototypes `start` (K, d), in the coordinates of the data."""
     start = np.asarray(start, dtype=np.float64)
     expected = (config.clusters, len(frame.shift))
@@ -48,7 +49,15 @@ def given(start: np.ndarray, config: FitConfig, frame: Frame) -> State:
     prototypes = frame.normalise(torch.from_numpy(start)) - frame.shift
     if not bool(prototypes.isfinite().all()):
         raise ConfigError("initial prototypes: a zero vector has no direction (metric cosine)")
-    return State(0, prototypes, torch.zeros(config.clusters, dtype=torch.float64))
+    return State(0, prototypes, torch.zeros(config.clusters, dtype=torch.float64)), {
+        "init": "array",
+        "sha256": digest(start),
+    }
+
+
+def digest(start: np.ndarray) -> str:
+    """Of initial prototypes, to tell them from others."""
+    return sha256(np.ascontiguousarray(start, dtype=np.float64).tobytes()).hexdigest()
 
 
 def seeded(
@@ -109,11 +118,13 @@ def seeded_of_all(
     for restart in range(config.n_init):
         rng = np.random.Generator(np.random.Philox(key=[config.seed, restart]))
         first = look.sample_rows[restart % len(look.sample_rows)][None]
-        seeding = SeedingOfAll(passes, frame, facts, frame(first), seed=int(rng.integers(2**62)))
-        prototypes = SEEDINGS_OF_ALL[config.init](seeding, config.clusters, rng)
+        draws = int(rng.integers(2**62))
+        # neither is held while the other is: each takes BYTES_A_ROW
+        prototypes = SEEDINGS_OF_ALL[config.init](
+            SeedingOfAll(passes, frame, facts, frame(first), seed=draws), config.clusters, rng
+        )
         prototypes = passes.comm.all_gather(prototypes)[0]
-        quality = SeedingOfAll(passes, frame, facts, prototypes)
-        found.append((quality.measured(), prototypes.double()))
+        found.append((SeedingOfAll(passes, frame, facts, prototypes).measured(), prototypes.double()))
     reached = [value / facts.weight for value, _ in found]
     best = found[int(np.argmin(reached))][1]
     seeding_record = {"init": config.init, "sample_rows": facts.rows, "restart_objectives": reached}

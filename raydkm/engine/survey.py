@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 
@@ -52,8 +52,10 @@ class Survey:
 def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
     source, comm = passes.source, passes.comm
 
+    smallest = Smallest(sample_size + 1)
+
     def look(batches: Iterator[Batch]) -> _Look:
-        seen = _Look(Smallest(sample_size + 1))
+        seen = _Look()
         for batch in batches:
             frame = Frame.identity(metric, batch.rows.shape[1])
             seen.extent = Extent.of(batch, frame) if seen.extent is None else seen.extent | Extent.of(batch, frame)
@@ -61,29 +63,26 @@ def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
             weight = None if batch.weight is None else batch.weight.cpu().numpy()
             hashes = content_hashes(rows, weight)
             keys = draw_keys(hashes, weight, seed, (source.first + batch.first) // BATCH_ROWS)
-            seen.smallest.add(keys, rows, weight)
+            smallest.add(keys, rows, weight)
+            seen.dtypes.add(str(rows.dtype))
             seen.counted += int(np.isfinite(keys).sum())
             seen.fingerprint += int(hashes.sum(dtype=np.uint64))
         return seen
 
-    def mine() -> tuple[list[Extent], int, int]:
-        looks = passes.each(look)
-        smallest.merge(seen.smallest for seen in looks)
-        extents = [seen.extent for seen in looks if seen.extent is not None]
-        return extents, sum(seen.counted for seen in looks), sum(seen.fingerprint for seen in looks)
-
-    smallest = Smallest(sample_size + 1)
-    parts = gathered(comm, mine)
-    extents = [extent for part in parts for extent in part[0]]
+    looks = [seen for part in gathered(comm, lambda: passes.each(look)) for seen in part]
+    extents = [seen.extent for seen in looks if seen.extent is not None]
     dims = sorted({len(extent.low) for extent in extents})
     if len(dims) > 1:
         raise InputError(f"vectors of {dims[0]} and of {dims[1]} dimensions in one data set")
+    dtypes = sorted(set().union(*(seen.dtypes for seen in looks)))
+    if len(dtypes) > 1:
+        raise InputError(f"vectors of {dtypes[0]} and of {dtypes[1]} in one data set; cast the column")
     extent = reduce(or_, extents, Extent.empty(dims[0] if dims else 0))
     check_rows_seen(extent.rows, source.total)
-    counted = sum(part[1] for part in parts)
+    counted = sum(seen.counted for seen in looks)
     if counted == 0:
         raise InputError("all weights are zero: no row counts")
-    fingerprint = sum(part[2] for part in parts) % 2**64
+    fingerprint = sum(seen.fingerprint for seen in looks) % 2**64
     rows, weight, complete = _draw(comm, smallest, sample_size)
     return Survey(extent, f"{extent.rows}x{dims[0]}:{fingerprint:016x}", counted, rows, weight, complete)
 
@@ -92,10 +91,10 @@ def survey(passes: Passes, metric: str, sample_size: int, seed: int) -> Survey:
 class _Look:
     """What one thread has seen."""
 
-    smallest: Smallest
     extent: Extent | None = None
     counted: int = 0
     fingerprint: int = 0
+    dtypes: set[str] = field(default_factory=set)
 
 
 def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool) -> Moments:
@@ -113,7 +112,7 @@ def _draw(comm: Comm, smallest: Smallest, count: int) -> tuple[Tensor, Tensor, b
     everyone = np.unique(np.concatenate(comm.all_gather(smallest.found()[0])))
     threshold = everyone[count] if count < len(everyone) else np.inf
     parts = [part for part in comm.all_gather(smallest.found(threshold)) if len(part[0])]
-    keys, copies, rows, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
+    keys, copies, weight, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
     _, places, which = np.unique(keys, return_index=True, return_inverse=True)
     copies = np.bincount(which, weights=copies)
     weight = copies * sample_weights(weight[places], threshold)

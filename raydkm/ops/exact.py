@@ -99,7 +99,7 @@ class Statistics:
     def add_rows(self, name: str, index: Tensor, x: Tensor) -> None:
         """Round every row of `x` (n, d) and add it to row ``index[i]`` of the field (K, d), in place."""
         part, grid = self._parts[name]
-        part.index_add_(0, index, grid.units(x))
+        part.index_add_(0, index.to(part.device), grid.units(x.to(part.device)))
 
     def __getitem__(self, name: str) -> Tensor:
         """The value of a sum, float64."""

@@ -26,19 +26,26 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def content_hashes(rows: NDArray, weight: NDArray[np.float64] | None) -> NDArray[np.uint64]:
-    """Hash (n,) of each row's values, as float32, and weight; rows (n, d) of any numeric dtype."""
-    octets = np.ascontiguousarray(rows, dtype=np.float32).view(np.uint8)
+    """Hash (n,) of each row's values and weight; rows (n, d) of any numeric dtype, which does not matter."""
+    single = np.ascontiguousarray(rows, dtype=np.float32)
+    octets = single.view(np.uint8)
     if octets.shape[1] % 8:
         octets = np.pad(octets, ((0, 0), (0, -octets.shape[1] % 8)))
-    words = octets.view(np.uint64)
-    odd = splitmix64(np.arange(1, words.shape[1] + 2, dtype=np.uint64) * _GOLDEN) | np.uint64(1)
+    hashes = _sums_of_words(octets.view(np.uint64), first=1)
+    if weight is not None:
+        hashes += _sums_of_words(np.ascontiguousarray(weight).view(np.uint64)[:, None], first=-1)
+    if rows.dtype == np.float64 and (rest := rows - single).any():  # what float32 does not hold, exactly
+        hashes += _sums_of_words(np.ascontiguousarray(rest).view(np.uint64), first=2**32)
+    return splitmix64(hashes)
+
+
+def _sums_of_words(words: NDArray[np.uint64], first: int) -> NDArray[np.uint64]:
+    """A sum (n,) of the mixed words of each row (n, m); zeros add nothing, columns are numbered from `first` on."""
+    odd = splitmix64((np.arange(words.shape[1]) + first).astype(np.uint64) * _GOLDEN) | np.uint64(1)
     mixed = words * _GOLDEN
     mixed ^= mixed >> np.uint64(32)
-    mixed *= odd[:-1]
-    hashes = mixed.sum(axis=1, dtype=np.uint64)
-    if weight is not None:
-        hashes += np.ascontiguousarray(weight).view(np.uint64) * odd[-1]
-    return splitmix64(hashes)
+    mixed *= odd
+    return mixed.sum(axis=1, dtype=np.uint64)
 
 
 def draw_keys(

@@ -1,11 +1,15 @@
-"""The rows with the smallest keys: a bottom-k sketch that is filled batch by batch and merged in any order."""
+"""The rows with the smallest keys: a bottom-k sketch that any number of threads fill, in any order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: Rows that wait to be sorted in, as a part of those that are kept, and at the least.
+_WAITING, _FEW = 0.25, 1000
 
 
 class Smallest:
@@ -19,44 +23,55 @@ class Smallest:
     def __init__(self, count: int):
         self._count = count
         self._limit = np.inf  # no larger key can be among the smallest any more
-        self._waiting: list[tuple[NDArray, ...]] = []
-        self._rows_waiting = 0
+        self._parts: list[tuple[NDArray, ...]] = []
+        self._size = 0
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def nbytes(count: int, row: int) -> int:
+        """Bytes, at their peak, of `count` keys and rows of `row` bytes each."""
+        return int((2 + _WAITING) * count) * (row + 3 * 8)
 
     def add(self, keys: NDArray[np.float64], rows: NDArray, weight: NDArray[np.float64] | None) -> None:
         """Look at rows (n, d) with these keys (n,)."""
         which = np.flatnonzero((keys <= self._limit) & np.isfinite(keys))
         if len(which):
             weight = np.ones(len(which)) if weight is None else weight[which]
-            self._wait(keys[which], np.ones(len(which), dtype=np.int64), rows[which], weight)
-
-    def merge(self, others: Iterable[Smallest]) -> None:
-        """Look at all that others have kept."""
-        for other in others:
-            for part in other._waiting:
-                self._wait(*part)
+            part = (keys[which], np.ones(len(which), dtype=np.int64), weight, rows[which])
+            with self._lock:
+                self._parts.append(part)
+                self._size += len(which)
+                if self._size > (1 + _WAITING) * self._count + _FEW:
+                    self._compact()
 
     def found(self, below: float = np.inf) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray, NDArray]:
-        """Keys, ascending, their numbers of rows, one row of each and its weight; only keys < `below`."""
-        if not self._waiting:
-            return np.empty(0), np.empty(0, dtype=np.int64), np.empty((0, 0)), np.empty(0)
-        self._compact()
-        keys = self._waiting[0][0]
-        stop = int(np.searchsorted(keys, below))
-        keys, copies, rows, weight = (part[:stop] for part in self._waiting[0])
-        return keys, copies, rows, weight
-
-    def _wait(self, *part: NDArray) -> None:
-        self._waiting.append(part)
-        self._rows_waiting += len(part[0])
-        if self._rows_waiting > 2 * self._count + 1000:
+        """Keys, ascending, their numbers of rows, the weight of one row of each and the row; only keys < `below`."""
+        with self._lock:
+            if not self._parts:
+                return np.empty(0), np.empty(0, dtype=np.int64), np.empty(0), np.empty((0, 0))
             self._compact()
+            keys, copies, weight, rows = self._parts[0]
+        stop = int(np.searchsorted(keys, below))
+        return keys[:stop], copies[:stop], weight[:stop], rows[:stop]
 
     def _compact(self) -> None:
-        keys, copies, rows, weight = (np.concatenate(parts) for parts in zip(*self._waiting, strict=True))
+        keys, copies, weight = (np.concatenate(column) for column in list(zip(*self._parts, strict=True))[:3])
         keys, places, which = np.unique(keys, return_index=True, return_inverse=True)
         copies = np.bincount(which, weights=copies).astype(np.int64)[: self._count]
         keys, places = keys[: self._count], places[: self._count]
-        self._waiting = [(keys, copies, rows[places], weight[places])]
-        self._rows_waiting = len(keys)
         if len(keys) == self._count:
             self._limit = float(keys[-1])
+        self._parts = [(keys, copies, weight[places], self._rows_at(places))]
+        self._size = len(keys)
+
+    def _rows_at(self, places: NDArray[np.int64]) -> NDArray:
+        """Rows by their places among those of all parts, without a copy of these in one."""
+        parts = [part[-1] for part in self._parts]
+        starts = np.cumsum([0, *(len(part) for part in parts)])
+        order = np.argsort(places)
+        cuts = np.searchsorted(places[order], starts)
+        rows = np.empty((len(places), parts[0].shape[1]), parts[0].dtype)
+        for part, start, (low, high) in zip(parts, starts, pairwise(cuts), strict=False):
+            into = order[low:high]
+            rows[into] = part[places[into] - start]
+        return rows

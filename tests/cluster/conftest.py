@@ -21,7 +21,7 @@ ray = pytest.importorskip("ray")
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """Four CPUs by name, so that three workers fit on any machine."""
-    ray.init(num_cpus=4, logging_level="WARNING")
+    ray.init("local", num_cpus=4, object_store_memory=200_000_000, logging_level="WARNING")
     yield
     ray.shutdown()
 

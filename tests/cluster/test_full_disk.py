@@ -23,7 +23,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(place)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
-    ray.init(num_cpus=2, logging_level="WARNING", runtime_env={"env_vars": {"TMPDIR": str(place)}})
+    ray.init("local", num_cpus=2, logging_level="WARNING", runtime_env={"env_vars": {"TMPDIR": str(place)}})
     yield place
     ray.shutdown()
     subprocess.run(["umount", "-l", str(place)], check=True)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import uuid
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +19,9 @@ import ray.data
 import torch
 
 import raydkm
+from raydkm.engine import ray_train
 from raydkm.engine.ray_train import row_range
-from raydkm.errors import ConfigError, InputError
+from raydkm.errors import ConfigError, EngineError, InputError
 from raydkm.ops.batch import BATCH_ROWS
 
 pytestmark = pytest.mark.timeout(120)
@@ -107,6 +109,22 @@ def test_a_data_set_with_a_bad_row_is_refused(vectors: np.ndarray) -> None:
         raydkm.fit(data, column="z", clusters=6, workers=2)
 
 
+def test_a_refusal_is_told_at_once_though_the_data_set_exceeds_the_object_store() -> None:
+    """Ray Data hands blocks out in turn: a worker that stopped taking them would keep the others from theirs."""
+
+    def vectors_of(batch: dict[str, np.ndarray]) -> pa.Table:
+        values = np.ones((len(batch["id"]), 256), dtype=np.float32)
+        values[batch["id"] == 0] = np.nan
+        return pa.table({"z": pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 256)})
+
+    rows = 6_000_000  # 6 GB, in a store of 0.2
+    data = ray.data.range(rows, override_num_blocks=200).map_batches(vectors_of, batch_size=None)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"row 0, column 'z': NaN"):
+        raydkm.fit(data, column="z", clusters=6, workers=2, timeout=50, max_failures=0)
+    assert time.monotonic() - began < 50
+
+
 def test_what_one_worker_refuses_is_refused_with_its_file_and_row(shards: Path, tmp_path: Path) -> None:
     for path in shards.iterdir():
         table = pq.read_table(path)
@@ -145,6 +163,22 @@ def test_assignment_on_ray_refuses_bad_rows_and_leaves_nothing(shards: Path, tmp
     with pytest.raises(InputError, match=r"bad\.parquet: row 1, column 'z': an infinite value"):
         raydkm.assign(model, [shards, bad], out=tmp_path / "out", engine="ray")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.parquet"]
+
+
+def test_a_cluster_that_is_no_more_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was killed leaves its address in a file, and Ray would try for minutes to reach it."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_train._address() == "local"
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+    assert ray_train._address() == "local"
+    running = ray.get_runtime_context().gcs_address
+    (tmp_path / "ray" / "ray_current_cluster").write_text(running)
+    assert ray_train._address() == running
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(EngineError, match=r"no Ray cluster answers at RAY_ADDRESS 127\.0\.0\.1:1"):
+        ray_train._address()
 
 
 def test_row_ranges_cover_every_row_once_between_batches() -> None:

@@ -118,7 +118,7 @@ def test_initial_prototypes_come_from_an_npy_file_that_holds_no_pickle(run, data
     np.save(place.parent / "start.npy", np.array(GOOD[:2]))
     arguments = ("fit", data, "--column", "x", "--clusters", 2, "--out", place / "model", "--init")
     assert run(*arguments, place.parent / "start.npy")[0] == 0
-    assert raydkm.load(place / "model").record["seeding"] == {"init": "array"}
+    assert raydkm.load(place / "model").record["seeding"]["init"] == "array"
     np.save(place.parent / "evil.npy", np.array([{}]), allow_pickle=True)
     code, _, err = run(*arguments, place.parent / "evil.npy", "--overwrite")
     assert code == 2

@@ -76,3 +76,11 @@ def test_files_of_several_storages_have_names_below_one_root() -> None:
         "data/a.parquet",
         "bucket/b.parquet",
     ]
+
+
+def test_a_number_sign_is_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "run#1").mkdir()
+    (tmp_path / "run#1" / "a.parquet").touch()
+    [found] = find_files(f"file://{tmp_path}/run#1")
+    assert locate(found)[1] == str(tmp_path / "run#1" / "a.parquet")
+    assert locate(f"file://{tmp_path}/run#1/checkpoint")[1] == f"{tmp_path}/run#1/checkpoint"

@@ -83,17 +83,17 @@ def test_rows_held_anywhere_are_the_rows_that_were_read_in_batches(
 def test_blocks_of_several_types_or_dimensions_are_refused_rather_than_cast(second: np.ndarray, told: str) -> None:
     blocks = [Block(np.array([[200]], np.uint8), None), Block(second, None)]
     with pytest.raises(InputError, match=told):
-        RowSource.hold(lambda _: iter(blocks), tiers(), rows=2)
+        RowSource.hold(lambda _: (block for block in blocks), tiers(), rows=2)
 
 
 def test_a_worker_without_rows_has_no_batches() -> None:
-    source = RowSource.hold(lambda _: iter(()), tiers(), rows=0, total=10)
+    source = RowSource.hold(lambda _: (block for block in ()), tiers(), rows=0, total=10)
     assert (list(source.batches()), source.held, source.total) == ([], 0, 10)
 
 
 def test_rows_that_come_but_once_need_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raydkm.data.tiers, "FREE_OF_DISK", 1.0)
-    blocks = iter([Block(np.ones((3, 2)), None)])
+    blocks = (block for block in [Block(np.ones((3, 2)), None)])
     with pytest.raises(EngineError, match=r"no room for .* more"):
         RowSource.hold(lambda _: blocks, tiers("auto"), again=False)
 

@@ -91,6 +91,15 @@ def test_a_fit_that_was_cut_short_goes_on_to_the_same_bits(blobs, tmp_path: Path
         raydkm.fit(x[1:], **OPTIONS, **run)
 
 
+def test_a_run_goes_on_only_from_the_prototypes_it_began_with(blobs, tmp_path: Path) -> None:
+    x, _ = blobs(rows=300, dim=3, clusters=4)
+    run = {"run_dir": str(tmp_path / "run"), "clusters": 4, "tol": 0}
+    short = raydkm.fit(x, init=x[:4], max_steps=2, **run)
+    assert raydkm.fit(x, init=x[:4], max_steps=5, **run).history[:2] == short.history
+    with pytest.raises(ConfigError, match="started from other initial prototypes; name another run"):
+        raydkm.fit(x, init=x[1:5], max_steps=5, **run)
+
+
 def test_a_settled_fit_started_again_stays_as_it_is(blobs, tmp_path: Path) -> None:
     x, _ = blobs(rows=300, dim=3, clusters=4)
     run = {"run_dir": str(tmp_path / "run"), "clusters": 4}

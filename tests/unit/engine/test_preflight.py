@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import raydkm
@@ -48,11 +49,11 @@ def test_workers_that_add_up_wrongly_are_refused() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path, write) -> Path:
-    return write(tmp_path / "x.parquet", x=[[1.0, 2.0]] * 100)
+    return write(tmp_path / "x.parquet", x=np.ones((200_000, 2)))
 
 
 def test_a_tier_without_room_is_refused_before_reading(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
+    monkeypatch.setattr(preflight, "available_memory", lambda: 2_000_000)  # of rows 3,200,000 bytes
     with pytest.raises(EngineError, match=r"this process: .* GiB of rows, but .* GiB of memory left; use cache auto"):
         raydkm.fit(data, column="x", clusters=2, threads=1, cache="host")
     monkeypatch.setattr(tiers.shutil, "disk_usage", lambda _: SimpleNamespace(total=1000, free=100))
@@ -61,10 +62,20 @@ def test_a_tier_without_room_is_refused_before_reading(data: Path, monkeypatch: 
     raydkm.fit(data, column="x", clusters=2, threads=1, cache="stream")
 
 
-def test_more_clusters_than_memory_holds_sums_of_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "available_memory", lambda: 1000)
-    with pytest.raises(EngineError, match=r"the sums of 50 clusters take .* GiB, of .* GiB of memory left"):
-        raydkm.fit(data, column="x", clusters=50, threads=1)
+@pytest.mark.parametrize(
+    ("memory", "options", "what"),
+    [
+        (1000, {"clusters": 50}, "the sums of 50 clusters take"),
+        (100_000, {"clusters": 2}, "the seeding sample of 8192 rows takes"),
+        (1_500_000, {"clusters": 2, "seed_rows": "all"}, "seeding on all rows takes"),
+    ],
+)
+def test_what_memory_does_not_hold_besides_rows_is_refused(
+    data: Path, monkeypatch: pytest.MonkeyPatch, memory: int, options: dict, what: str
+) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: memory)
+    with pytest.raises(EngineError, match=rf"{what} .* GiB, of .* GiB of memory left"):
+        raydkm.fit(data, column="x", threads=1, cache="stream", **options)
 
 
 def test_other_parameters_under_a_run_are_refused_before_reading(data: Path, tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import fs
 
 import raydkm
+from raydkm.engine import progress
 from raydkm.engine.progress import EventFile, Log, Reporter, seconds_left
 from raydkm.errors import InputError
 
@@ -113,3 +115,18 @@ def test_events_of_a_run_are_appended(tmp_path: Path) -> None:
         Reporter([EventFile(str(tmp_path / "new"))])("run", start=start)
     lines = (tmp_path / "new" / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["start"] for line in lines] == [0, 1]
+
+
+def test_events_that_an_object_store_does_not_take_are_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())  # cannot be told from one that does not append
+    monkeypatch.setattr(progress, "locate", lambda name: (store, "run/events.jsonl"))
+    monkeypatch.setattr(progress, "REWRITE_S", 0.0)
+    report = Reporter([EventFile("s3://bucket/run")])
+    report("run")  # there is no such directory yet
+    (tmp_path / "run").mkdir()
+    report("step", step=1)
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["run", "step"]
+    assert "not written" in caplog.text

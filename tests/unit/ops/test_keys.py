@@ -112,3 +112,13 @@ def test_heavy_rows_are_drawn_more_often_and_the_sample_weighs_what_all_rows_wei
 def test_where_all_rows_are_sampled_their_weights_are_their_own() -> None:
     weight = np.array([0.5, 1.0, 1e12])
     assert (sample_weights(weight, np.inf) == weight).all()
+
+
+def test_rows_that_differ_only_beyond_float32_have_keys_of_their_own() -> None:
+    rows = 1.7e9 + np.arange(1000.0)[:, None] * 1e-3  # seconds since 1970, a millisecond apart
+    assert len(np.unique(rows.astype(np.float32))) == 1
+    assert len(np.unique(keys_of(rows))) == 1000
+    swapped = np.array([[0.1, 0.2], [0.2, 0.1]]) + 1.7e9
+    assert len(np.unique(content_hashes(swapped, None))) == 2
+    zeros = np.array([[0.0], [-0.0]])
+    assert (content_hashes(zeros, None) == content_hashes(zeros.astype(np.float32), None)).all()
