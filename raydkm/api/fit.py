@@ -147,7 +147,7 @@ def fit_model(
         try:
             if kind == "files":
                 check_room(solo, config, rows, tiers, rows=rows.rows, threads=threads)
-            source = _source(rows, kind, config, sample_weight, tiers)
+            source = _source(rows, kind, config, sample_weight, tiers, threads)
             ingested = time.perf_counter() - began
             report("phase", phase="ingest", seconds=ingested)
             labels = torch.empty(source.total, dtype=torch.int64)
@@ -187,10 +187,12 @@ def names_files(data: Any) -> bool:
     return isinstance(data, str | os.PathLike)
 
 
-def _source(data: Any, kind: str, config: FitConfig, sample_weight: ArrayLike | None, tiers: Tiers) -> RowSource:
+def _source(
+    data: Any, kind: str, config: FitConfig, sample_weight: ArrayLike | None, tiers: Tiers, readers: int
+) -> RowSource:
     unit = config.metric == "cosine"
     if kind == "files":
-        source = RowSource.of_table(data, tiers)
+        source = RowSource.of_table(data, tiers, readers=readers)
         logger.info("%s", tiers)
         return source
     if kind == "table":

@@ -18,6 +18,7 @@ from raydkm.data.columns import Block, Columns
 from raydkm.data.files import find_files
 from raydkm.data.storage import is_local, locate, retried, wait_to_retry
 from raydkm.errors import InputError
+from raydkm.ops.batch import BATCH_ROWS
 
 #: Rows decoded at a time.
 READ_ROWS = 16_384
@@ -73,7 +74,7 @@ def scan_file(
 
 def _scan(name: str, columns: list[str], start: int, stop: int | None, stamp: Stamp | None) -> Iterator[pa.RecordBatch]:
     with _opened(name, stamp) as file:
-        sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
+        sizes = _group_sizes(file)
         ends = np.cumsum(sizes)
         stop = sum(sizes) if stop is None else stop
         groups = [g for g, (end, size) in enumerate(zip(ends, sizes, strict=True)) if end - size < stop and end > start]
@@ -86,6 +87,10 @@ def _scan(name: str, columns: list[str], start: int, stop: int | None, stamp: St
                 first += len(batch)
 
 
+def _group_sizes(file: pq.ParquetFile) -> tuple[int, ...]:
+    return tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
+
+
 @dataclass(frozen=True)
 class ParquetTable:
     """Files whose schemas agree, with what their footers tell.
@@ -94,8 +99,8 @@ class ParquetTable:
     ----------
     files : tuple of str
         Paths and URIs, sorted.
-    counts : tuple of int
-        Rows of each file.
+    groups : tuple of tuples of int
+        Rows of each row group of each file.
     schemas : tuple of pyarrow.Schema
         Of each file.
     stamps : tuple of Stamp
@@ -110,7 +115,7 @@ class ParquetTable:
     """
 
     files: tuple[str, ...]
-    counts: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
     schemas: tuple[pa.Schema, ...]
     stamps: tuple[Stamp, ...]
     columns: Columns
@@ -134,7 +139,7 @@ class ParquetTable:
         """
         files = find_files(data)
         with ThreadPoolExecutor(min(16, len(files))) as pool:
-            counts, schemas, stamps = zip(*pool.map(_footer, files), strict=True)
+            groups, schemas, stamps = zip(*pool.map(_footer, files), strict=True)
         columns = Columns.named(column, weight, schemas[0].names)
         widths = [columns.check(schema, name) for name, schema in zip(files, schemas, strict=True)]
         known = [(name, width) for name, width in zip(files, widths, strict=True) if width is not None]
@@ -144,17 +149,33 @@ class ParquetTable:
                 raise InputError(
                     f"{name}: column '{columns.label}' has {width} dimensions where {other} has {expected}"
                 )
-        if sum(counts) == 0:
+        if sum(map(sum, groups)) == 0:
             raise InputError(f"{files[0]}{' and the other files' if len(files) > 1 else ''}: no rows")
         dtype = np.result_type(*(columns.dtype(schema) for schema in schemas))
         different = {schema.serialize().to_pybytes(): schema for schema in schemas}  # few: files share one when sent
         schemas = tuple(different[schema.serialize().to_pybytes()] for schema in schemas)
-        table = cls(tuple(files), counts, schemas, stamps, columns, dtype, known[0][1] if known else 0, unit)
+        table = cls(tuple(files), groups, schemas, stamps, columns, dtype, known[0][1] if known else 0, unit)
         return table if known else replace(table, dim=next(table.read(0, 1)).rows.shape[1])
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Rows of each file."""
+        return tuple(map(sum, self.groups))
 
     @property
     def rows(self) -> int:
         return sum(self.counts)
+
+    def cuts(self, start: int, stop: int, parts: int) -> list[int]:
+        """Row numbers from `start` to `stop` that make up to `parts` ranges to read at the same time.
+
+        They lie where row groups begin, as evenly as these allow, moved on to the next canonical batch: where two
+        ranges share a row group both decode it.
+        """
+        edges = np.cumsum([0, *(rows for groups in self.groups for rows in groups)])
+        begun = edges[np.searchsorted(edges, np.linspace(start, stop, parts + 1)[1:-1])]
+        between = start + -(-(begun - start) // BATCH_ROWS) * BATCH_ROWS
+        return sorted({start, stop, *(int(cut) for cut in between if start < cut < stop)})
 
     def schema(self, name: str) -> pa.Schema:
         """The schema of one of the files."""
@@ -194,10 +215,10 @@ class ParquetTable:
                 raise InputError(f"{name}: {row - low} rows read where its footer promised {high - low}")
 
 
-def _footer(name: str) -> tuple[int, pa.Schema, Stamp]:
-    def read() -> tuple[int, pa.Schema, Stamp]:
+def _footer(name: str) -> tuple[tuple[int, ...], pa.Schema, Stamp]:
+    def read() -> tuple[tuple[int, ...], pa.Schema, Stamp]:
         stamp = stamp_of(name)
         with _opened(name) as file:
-            return file.metadata.num_rows, file.schema_arrow, stamp
+            return _group_sizes(file), file.schema_arrow, stamp
 
     return retried(name, read)

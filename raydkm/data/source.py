@@ -5,8 +5,13 @@ An algorithm asks a source for nothing but its batches; it does not know where t
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raydkm.data.columns import Block, check_rows, check_weight
-from raydkm.data.parquet import ParquetTable
+from raydkm.data.parquet import READ_ROWS, ParquetTable
 from raydkm.data.prefetch import prefetched
 from raydkm.data.tiers import Chunk, Room, Tiers
 from raydkm.errors import InputError
@@ -30,30 +35,36 @@ STREAM_BATCHES = 4
 READ_AHEAD = 4
 
 
+#: Rows from which on it pays to have another thread read.
+ROWS_A_READER = 4 * READ_ROWS
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Rows that are read again at each pass, from position `first` among this worker's rows on."""
+
+    first: int
+    read: Callable[[], Generator[Block, None, None]]
+
+
 class RowSource:
-    """Rows that are held, in memory or memory-mapped, and after them such as are read again at each pass.
+    """Rows that are held, in memory or memory-mapped, and such as are read again at each pass.
 
     Parameters
     ----------
     chunks : sequence of Chunk
-        All but the last hold whole canonical batches.
+        All that rows follow hold whole canonical batches.
     first : int
         Number of this worker's first row among those of all workers, a multiple of `BATCH_ROWS`.
     total : int, optional
         Rows of all workers together; those held if not given.
-    rest : callable, optional
-        Starts reading the rows that are not held.
+    rests : sequence of Rest
+        Are read at the same time, each by a thread.
     """
 
-    def __init__(
-        self,
-        chunks: Sequence[Chunk],
-        first: int = 0,
-        total: int | None = None,
-        rest: Callable[[], Generator[Block, None, None]] | None = None,
-    ):
+    def __init__(self, chunks: Sequence[Chunk], first: int = 0, total: int | None = None, rests: Sequence[Rest] = ()):
         self._chunks = chunks
-        self._rest = rest
+        self._rests = rests
         self.first = first
         self.held = sum(len(chunk) for chunk in chunks)
         self.total = self.held if total is None else total
@@ -61,7 +72,7 @@ class RowSource:
     @classmethod
     def of(cls, rows: Tensor, weight: Tensor | None = None) -> RowSource:
         """A source of rows (n, d) and weights (n,) of float64 in memory, host or device."""
-        return cls([Chunk(rows, weight)])
+        return cls([Chunk(0, rows, weight)])
 
     @classmethod
     def from_array(cls, x: NDArray | Tensor, weight: NDArray | None = None, *, unit: bool = False) -> RowSource:
@@ -94,85 +105,57 @@ class RowSource:
         return cls.of(as_tensor(array), torch.from_numpy(weight))
 
     @classmethod
-    def of_table(cls, table: ParquetTable, tiers: Tiers, start: int = 0, stop: int | None = None) -> RowSource:
-        """Rows [start, stop) of Parquet files."""
+    def of_table(
+        cls, table: ParquetTable, tiers: Tiers, start: int = 0, stop: int | None = None, readers: int = 1
+    ) -> RowSource:
+        """Rows [start, stop) of Parquet files, read by up to `readers` threads."""
         stop = table.rows if stop is None else stop
-        return cls.hold(
-            lambda after: table.read(start + after, stop), tiers, rows=stop - start, first=start, total=table.rows
-        )
+        ranges = list(pairwise(table.cuts(start, stop, min(readers, 1 + (stop - start) // ROWS_A_READER))))
+        failed = threading.Event()
+
+        def hold(low: int, high: int) -> tuple[list[Chunk], Rest | None]:
+            def read(after: int) -> Generator[Block, None, None]:
+                for block in table.read(low + after, high):
+                    if failed.is_set():  # elsewhere, where the error is raised
+                        return
+                    yield block
+
+            try:
+                return hold_rows(read, tiers, rows=high - low, first=low - start)
+            except BaseException:
+                failed.set()
+                raise
+
+        with ThreadPoolExecutor(max(1, len(ranges)), "raydkm-ingest") as pool:
+            held = list(pool.map(lambda part: hold(*part), ranges))
+        chunks = [chunk for some, _ in held for chunk in some]
+        return cls(chunks, start, table.rows, [rest for _, rest in held if rest is not None])
 
     @classmethod
-    def hold(
-        cls,
-        read: Callable[[int], Generator[Block, None, None]],
-        tiers: Tiers,
-        *,
-        rows: int | None = None,
-        first: int = 0,
-        total: int | None = None,
-        again: bool = True,
+    def of_stream(
+        cls, read: Callable[[], Generator[Block, None, None]], tiers: Tiers, total: int | None = None
     ) -> RowSource:
-        """Read rows once and keep them, as far as there is room.
-
-        Parameters
-        ----------
-        read : callable
-            ``read(n)`` starts reading this worker's rows after the first n.
-        tiers : Tiers
-            With the tier "stream" nothing is read yet.
-        rows : int, optional
-            How many rows there are, if that is known beforehand.
-        first, total : int
-            As in the constructor.
-        again : bool
-            Whether rows come in the same order when they are read again.
-
-        Raises
-        ------
-        EngineError
-            If there is no room, and no reading again.
-        """
-        if tiers.cache == "stream":
-            return cls([], first, total, lambda: read(0))
-        left, held = rows, 0
-
-        def room(dim: int, dtype: np.dtype, weighted: bool) -> Room | None:
-            nonlocal left
-            size = max(1, CHUNK_BYTES // (BATCH_ROWS * dim * dtype.itemsize)) * BATCH_ROWS
-            size = size if left is None else min(size, left)
-            left = None if left is None else left - size
-            return tiers.room(size, dim, dtype, weighted=weighted, again=again)
-
-        chunks = []
-        with closing(prefetched(read(0), READ_AHEAD)) as blocks:
-            for full in packed(blocks, room):
-                chunks.append(tiers.chunk(full))
-                held += len(chunks[-1])
-        return cls(chunks, first, total, (lambda: read(held)) if tiers.held["stream"] else None)
+        """Rows that come in another order, if they are read again."""
+        chunks, rest = hold_rows(lambda _: read(), tiers, again=False)
+        return cls(chunks, 0, total, [rest] if rest is not None else [])
 
     def batches(self) -> Generator[Batch, None, None]:
-        """The canonical batches of this worker, in order."""
-        start = 0
+        """The canonical batches of this worker; those that are held in order, the others as they are read."""
         for number, chunk in enumerate(self._chunks):
             for following in self._chunks[number + 1 : number + 2]:
                 following.will_be_used()
-            yield from _cut(chunk.rows, chunk.weight, start)
-            start += len(chunk)
+            yield from _cut(chunk)
             chunk.was_used()
-        if self._rest is not None:
-            with closing(prefetched(self._pieces(), READ_AHEAD)) as pieces:
-                for rows, weight in pieces:
-                    yield from _cut(rows, weight, start)
-                    start += len(rows)
-
-    def _pieces(self) -> Generator[tuple[Tensor, Tensor | None], None, None]:
-        assert self._rest is not None
-
-        def room(dim: int, dtype: np.dtype, weighted: bool) -> Room:
-            return Room("host", STREAM_BATCHES * BATCH_ROWS, dim, dtype, weighted)
-
-        for piece in packed(self._rest(), room):
-            yield piece.filled()
+        ahead = max(1, READ_AHEAD // max(1, len(self._rests)))
+        with ExitStack() as stack:
+            readers = deque(stack.enter_context(closing(prefetched(_pieces(rest), ahead))) for rest in self._rests)
+            while readers:
+                piece = next(readers[0], None)
+                if piece is None:
+                    readers.popleft()
+                else:
+                    yield from _cut(piece)
+                    readers.rotate(-1)
 
     def within(self, tiers: Tiers) -> RowSource:
         """The same rows on the device, if there is one and it has the room; for rows that are in memory already."""
@@ -180,7 +163,68 @@ class RowSource:
         return self.to(tiers.device) if fits else self
 
     def to(self, device: torch.device) -> RowSource:
-        return RowSource([chunk.to(device) for chunk in self._chunks], self.first, self.total, self._rest)
+        return RowSource([chunk.to(device) for chunk in self._chunks], self.first, self.total, self._rests)
+
+
+def hold_rows(
+    read: Callable[[int], Generator[Block, None, None]],
+    tiers: Tiers,
+    *,
+    rows: int | None = None,
+    first: int = 0,
+    again: bool = True,
+) -> tuple[list[Chunk], Rest | None]:
+    """Read rows once and keep them, as far as there is room.
+
+    Parameters
+    ----------
+    read : callable
+        ``read(n)`` starts reading after the first n rows.
+    tiers : Tiers
+        With the tier "stream" nothing is read yet.
+    rows : int, optional
+        How many rows there are, if that is known beforehand.
+    first : int
+        Position of the first of them among this worker's rows.
+    again : bool
+        Whether rows come in the same order when they are read again.
+
+    Raises
+    ------
+    EngineError
+        If there is no room, and no reading again.
+    """
+    if tiers.cache == "stream":
+        return [], Rest(first, lambda: read(0))
+    left, held, full = rows, 0, False
+
+    def room(dim: int, dtype: np.dtype, weighted: bool) -> Room | None:
+        nonlocal left, full
+        size = max(1, CHUNK_BYTES // (BATCH_ROWS * dim * dtype.itemsize)) * BATCH_ROWS
+        size = size if left is None else min(size, left)
+        left = None if left is None else left - size
+        made = tiers.room(size, dim, dtype, weighted=weighted, again=again)
+        full = made is None
+        return made
+
+    chunks = []
+    with closing(prefetched(read(0), READ_AHEAD)) as blocks:
+        for filled in packed(blocks, room):
+            chunks.append(tiers.chunk(filled, first + held))
+            held += len(chunks[-1])
+    return chunks, Rest(first + held, lambda: read(held)) if full else None
+
+
+def _pieces(rest: Rest) -> Generator[Chunk, None, None]:
+    """A few canonical batches at a time."""
+
+    def room(dim: int, dtype: np.dtype, weighted: bool) -> Room:
+        return Room("host", STREAM_BATCHES * BATCH_ROWS, dim, dtype, weighted)
+
+    first = rest.first
+    for piece in packed(rest.read(), room):
+        yield Chunk(first, *piece.filled())
+        first += len(piece)
 
 
 def packed(blocks: Iterable[Block], make: Callable[[int, np.dtype, bool], Room | None]) -> Iterator[Room]:
@@ -213,10 +257,10 @@ def packed(blocks: Iterable[Block], make: Callable[[int, np.dtype, bool], Room |
         yield room
 
 
-def _cut(rows: Tensor, weight: Tensor | None, first: int) -> Iterator[Batch]:
-    for start in range(0, len(rows), BATCH_ROWS):
+def _cut(chunk: Chunk) -> Iterator[Batch]:
+    for start in range(0, len(chunk), BATCH_ROWS):
         where = slice(start, start + BATCH_ROWS)
-        yield Batch(first + start, rows[where], None if weight is None else weight[where])
+        yield Batch(chunk.first + start, chunk.rows[where], None if chunk.weight is None else chunk.weight[where])
 
 
 def as_tensor(array: NDArray) -> Tensor:

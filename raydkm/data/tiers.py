@@ -10,6 +10,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import threading
 from collections import Counter
 from dataclasses import dataclass
 
@@ -32,12 +33,15 @@ class Chunk:
 
     Parameters
     ----------
+    first : int
+        Position of the first row among this worker's.
     rows : Tensor (n, d)
     weight : Tensor (n,) of float64, or None
     file : mmap.mmap, optional
         What the rows are mapped from.
     """
 
+    first: int
     rows: Tensor
     weight: Tensor | None
     file: mmap.mmap | None = None
@@ -60,11 +64,11 @@ class Chunk:
             self.file.madvise(mmap.MADV_DONTNEED)
 
     def to(self, device: torch.device) -> Chunk:
-        return Chunk(self.rows.to(device), None if self.weight is None else self.weight.to(device))
+        return Chunk(self.first, self.rows.to(device), None if self.weight is None else self.weight.to(device))
 
 
 class Tiers:
-    """The room that one worker has for its rows.
+    """The room that one worker has for its rows, for any number of threads that bring them.
 
     Parameters
     ----------
@@ -85,6 +89,7 @@ class Tiers:
         self.device_memory = device_memory
         self._room = {"device": device_memory, "host": memory}
         self.held: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def room(self, rows: int, dim: int, dtype: np.dtype, *, weighted: bool, again: bool) -> Room | None:
         """Make room for a chunk in the fastest tier that has it, or None if the rows are to be read `again`.
@@ -95,17 +100,18 @@ class Tiers:
             If there is none, in the only tier that may be used, or for rows that cannot be read again.
         """
         size = size_of(rows, dim, dtype, weighted=weighted)
-        tier = next((tier for tier in _FASTEST_FIRST if self.takes(tier, size)), "stream")
-        try:
-            if tier == "stream":
-                raise EngineError(f"no room for {gib(size)} more ({self}); {self._way_out()}")
-            room = Room(tier, rows, dim, dtype, weighted)
-        except EngineError:
-            if self.cache != "auto" or not again:
-                raise
-            tier, room = "stream", None
-        self.held[tier] += size
-        return room
+        with self._lock:
+            tier = next((tier for tier in _FASTEST_FIRST if self.takes(tier, size)), "stream")
+            try:
+                if tier == "stream":
+                    raise EngineError(f"no room for {gib(size)} more ({self}); {self._way_out()}")
+                room = Room(tier, rows, dim, dtype, weighted)
+            except EngineError:
+                if self.cache != "auto" or not again:
+                    raise
+                tier, room = "stream", None
+            self.held[tier] += size
+            return room
 
     def _way_out(self) -> str:
         return "use cache auto" if self.cache == "device" else "set TMPDIR to a larger disk, or use cache stream"
@@ -118,10 +124,10 @@ class Tiers:
             return self.held[tier] + size <= self._room[tier]
         return self.cache == tier
 
-    def chunk(self, room: Room) -> Chunk:
-        """What a room that has been filled holds."""
+    def chunk(self, room: Room, first: int) -> Chunk:
+        """What a room that has been filled holds: rows from number `first` on."""
         rows, weight = room.filled()
-        chunk = Chunk(rows, weight, room.file)
+        chunk = Chunk(first, rows, weight, room.file)
         chunk.was_used()
         return chunk.to(self.device) if room.tier == "device" else chunk
 
@@ -163,6 +169,9 @@ class Room:
             self._weight[into] = block.weight[start : start + count]  # type: ignore[index]
         self._filled += count
         return count
+
+    def __len__(self) -> int:
+        return self._filled
 
     @property
     def full(self) -> bool:

@@ -103,7 +103,7 @@ class ProcessGroup:
         try:
             torch.distributed.all_reduce(buffer)
         except RuntimeError as error:
-            raise WorkerLostError(f"the workers' sums failed on {self.names[self.rank]}: {error}") from error
+            raise self._broken_off("adding up", error) from error
 
     def all_gather(self, value: Any) -> list[Any]:
         self.wait()
@@ -111,12 +111,17 @@ class ProcessGroup:
         try:
             torch.distributed.all_gather_object(values, value, group=self._control)
         except RuntimeError as error:
-            raise WorkerLostError(f"the workers' exchange failed on {self.names[self.rank]}: {error}") from error
+            raise self._broken_off("an exchange", error) from error
         return values
 
     def signal(self, name: str, *, count: int = 1) -> int:
         """Count this worker in among those that gave a signal, without waiting for others; return how many did."""
         return torch.distributed.distributed_c10d._get_default_store().add(f"raydkm {name}", count)
+
+    def _broken_off(self, doing: str, error: RuntimeError) -> WorkerLostError:
+        """What a worker knows whose connection to another ended: that one of them died, not which."""
+        reason = re.sub(r"^\[\S*\] ", "", str(error)).split(". ")[0]
+        return WorkerLostError(f"a worker died during {doing}, as {self.names[self.rank]} noticed ({reason})")
 
     def _missing(self, error: str) -> str:
         """A sentence from what the barrier said: the first worker learns who is missing, others only of its end."""

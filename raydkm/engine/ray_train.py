@@ -292,14 +292,12 @@ def _ingest(task: dict[str, Any], comm: ProcessGroup, device: torch.device) -> R
 
     def hold() -> tuple[str, int]:
         if table is not None:
-            held.append(RowSource.of_table(table, tiers, start, stop))
+            held.append(RowSource.of_table(table, tiers, start, stop, readers=threads))
         else:
             shard = ray.train.get_dataset_shard("rows")
             readings = itertools.count()
             held.append(
-                RowSource.hold(
-                    lambda _: _read_blocks(task, shard, comm, next(readings)), tiers, total=task["total"], again=False
-                )
+                RowSource.of_stream(lambda: _read_blocks(task, shard, comm, next(readings)), tiers, task["total"])
             )
         return str(tiers), held[0].held
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raydkm.data.columns import Columns
 from raydkm.data.parquet import READ_ROWS, ParquetTable, scan_file
 from raydkm.errors import InputError
+from raydkm.ops.batch import BATCH_ROWS
 
 TOTAL = 47
 
@@ -48,6 +50,29 @@ def test_counts_come_from_the_footers_in_sorted_order(shards: Path) -> None:
     assert table.counts == (20, 0, 27)
     assert table.rows == TOTAL
     assert [Path(file).stem for file in table.files] == ["a", "b", "c"]
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 9000), min_size=1, max_size=4), min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.integers(0, 3),
+)
+def test_ranges_to_read_at_the_same_time_cover_all_between_batches(
+    groups: list[list[int]], parts: int, skipped: int
+) -> None:
+    table = ParquetTable((), tuple(map(tuple, groups)), (), (), Columns(("x",)), np.dtype(np.float32), 1)
+    start = min(skipped * BATCH_ROWS, table.rows)
+    cuts = table.cuts(start, table.rows, parts)
+    assert (cuts[0], cuts[-1]) == (start, table.rows)
+    assert len(cuts) <= parts + 1
+    assert cuts == sorted(set(cuts))
+    assert all((cut - start) % BATCH_ROWS == 0 for cut in cuts[:-1])
+
+
+def test_ranges_to_read_at_the_same_time_are_as_even_as_row_groups_allow() -> None:
+    table = ParquetTable((), ((50_000,) * 8, (400_000,)), (), (), Columns(("x",)), np.dtype(np.float32), 1)
+    near = [200_704, 401_408]  # the batches after rows 200,000 and 400,000
+    assert table.cuts(0, 800_000, 4) == [0, *near, 800_000]
 
 
 def test_rows_beyond_one_decoded_batch_keep_their_order(tmp_path: Path, write) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 import raydkm.data.source
 import raydkm.data.tiers
 from raydkm.data.columns import Block
-from raydkm.data.source import RowSource
+from raydkm.data.parquet import READ_ROWS, ParquetTable
+from raydkm.data.source import RowSource, hold_rows
 from raydkm.data.tiers import Tiers
 from raydkm.errors import EngineError, InputError
 from raydkm.ops.batch import BATCH_ROWS
@@ -64,7 +66,8 @@ def test_rows_held_anywhere_are_the_rows_that_were_read_in_batches(
                 yield Block(x[a:b], np.arange(a, b, dtype=float) if weighted else None)
 
     room = tiers("auto", 2 * 4 * (8 + 8 * weighted)) if "half" in way else tiers(way)
-    source = RowSource.hold(read, room, rows=len(x) if known else None, total=1000)
+    chunks, rest = hold_rows(read, room, rows=len(x) if known else None)
+    source = RowSource(chunks, total=1000, rests=[rest] if rest else [])
     for _ in range(2):
         rows, weight = taken(source)
         np.testing.assert_array_equal(rows, x)
@@ -83,11 +86,11 @@ def test_rows_held_anywhere_are_the_rows_that_were_read_in_batches(
 def test_blocks_of_several_types_or_dimensions_are_refused_rather_than_cast(second: np.ndarray, told: str) -> None:
     blocks = [Block(np.array([[200]], np.uint8), None), Block(second, None)]
     with pytest.raises(InputError, match=told):
-        RowSource.hold(lambda _: (block for block in blocks), tiers(), rows=2)
+        hold_rows(lambda _: (block for block in blocks), tiers(), rows=2)
 
 
 def test_a_worker_without_rows_has_no_batches() -> None:
-    source = RowSource.hold(lambda _: (block for block in ()), tiers(), rows=0, total=10)
+    source = RowSource.of_stream(lambda: (block for block in ()), tiers(), total=10)
     assert (list(source.batches()), source.held, source.total) == ([], 0, 10)
 
 
@@ -95,16 +98,16 @@ def test_rows_that_come_but_once_need_room(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(raydkm.data.tiers, "FREE_OF_DISK", 1.0)
     blocks = (block for block in [Block(np.ones((3, 2)), None)])
     with pytest.raises(EngineError, match=r"no room for .* more"):
-        RowSource.hold(lambda _: blocks, tiers("auto"), again=False)
+        RowSource.of_stream(lambda: blocks, tiers("auto"))
 
 
 def test_what_is_wrong_with_rows_read_again_is_raised_by_the_pass_and_ends_the_reading() -> None:
-    def read(after: int) -> Iterator[Block]:
+    def read() -> Iterator[Block]:
         for _ in range(100):
             yield Block(np.ones((BATCH_ROWS, 2)), None)
         raise InputError("row 1")
 
-    source = RowSource.hold(read, tiers("stream"), total=0)
+    source = RowSource.of_stream(read, tiers("stream"), total=0)
     before = threading.active_count()
     with pytest.raises(InputError, match="row 1"):
         list(source.batches())
@@ -168,3 +171,44 @@ def test_arrays_that_cannot_serve_are_refused(array, weight, told: str) -> None:
 def test_a_zero_row_is_refused_where_directions_count() -> None:
     with pytest.raises(InputError, match=r"^row 1: a zero vector"):
         RowSource.from_array(np.array([[1.0, 0.0], [0.0, 0.0]]), unit=True)
+
+
+@pytest.fixture
+def table(tmp_path: Path, write) -> ParquetTable:
+    """Two files, of which no row group ends where a canonical batch does."""
+    for number, rows in enumerate(np.split(np.arange(12 * READ_ROWS), [7 * READ_ROWS + 11])):
+        write(
+            tmp_path / f"{number}.parquet",
+            z=np.stack([rows, -rows], axis=1).astype(float),
+            row_group_size=READ_ROWS + 7,
+        )
+    return ParquetTable.open(tmp_path, "z")
+
+
+@pytest.mark.parametrize("way", ["host", "disk", "stream", "a third, then stream"])
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_several_readers_bring_every_batch_once(
+    table: ParquetTable, way: str, readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raydkm.data.source, "CHUNK_BYTES", 2**20)
+    monkeypatch.setattr(raydkm.data.tiers, "FREE_OF_DISK", 1.0 if "then" in way else 0.0)
+    room = tiers("auto", 16 * table.rows // 3) if "then" in way else tiers(way)
+    start = 2 * BATCH_ROWS
+    source = RowSource.of_table(table, room, start, readers=readers)
+    assert (source.first, source.total) == (start, table.rows)
+    for _ in range(2):
+        batches = list(source.batches())
+        assert sorted(batch.first for batch in batches) == list(range(0, table.rows - start, BATCH_ROWS))
+        for batch in batches:
+            expected = np.arange(batch.first, min(batch.first + BATCH_ROWS, table.rows - start)) + start
+            np.testing.assert_array_equal(batch.rows[:, 0], expected)
+            np.testing.assert_array_equal(batch.rows[:, 1], -expected)
+
+
+@pytest.mark.parametrize("way", ["host", "stream"])
+def test_what_one_of_several_readers_refuses_is_refused(tmp_path: Path, write, way: str) -> None:
+    x = np.ones((12 * READ_ROWS, 2))
+    x[9 * READ_ROWS, 1] = np.nan
+    path = write(tmp_path / "x.parquet", z=x, row_group_size=READ_ROWS)
+    with pytest.raises(InputError, match=f"row {9 * READ_ROWS}, column 'z': NaN"):
+        list(RowSource.of_table(ParquetTable.open(path, "z"), tiers(way), readers=3).batches())

@@ -59,7 +59,7 @@ def test_workers_with_parts_cut_between_batches_add_up_to_the_whole(rows: np.nda
 
 @pytest.mark.parametrize("total", [10, 12])
 def test_a_pass_that_misses_or_repeats_rows_is_an_error(total: int) -> None:
-    source = RowSource([Chunk(torch.ones(11, 2), None)], total=total)
+    source = RowSource([Chunk(0, torch.ones(11, 2), None)], total=total)
     with pytest.raises(EngineError, match=f"saw 11 rows of {total}"):
         Passes(source, Solo(), CPU).sum(FIELDS, add_up)
 
