@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +110,9 @@ class CheckpointFile:
             self._files.create_dir(self._path.rpartition("/")[0], recursive=True)
             with self._files.open_output_stream(self._path + ".partial") as stream:
                 stream.write(content)
+            if isinstance(self._files, fs.LocalFileSystem):  # before it takes the place of one that is on disk
+                with open(self._path + ".partial", "rb") as written:
+                    os.fsync(written.fileno())
             self._files.move(self._path + ".partial", self._path)
         except (OSError, pa.ArrowException) as error:
             logger.warning("going on without a checkpoint of step %d: %s", checkpoint.state.step, error)

@@ -44,11 +44,13 @@ from raydkm.ops.batch import BATCH_ROWS
 logger = logging.getLogger("raydkm")
 
 #: Settings that Ray Train reads from the driver's environment, where the user has set no others: how often workers are
-#: looked at, how long a worker may take to answer that, and how long workers may take to start before it tries anew.
+#: looked at, how long a worker may take to answer that, how long workers may take to start before it tries anew, and to
+#: part, which matters only where one hangs.
 _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
 
 

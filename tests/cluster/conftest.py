@@ -79,12 +79,12 @@ def in_background() -> Callable[..., FitInBackground]:
     return FitInBackground
 
 
-def pids(name: str) -> list[int]:
-    """Processes whose command line matches."""
-    found = subprocess.run(["pgrep", "-f", name], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
-
-
 @pytest.fixture
-def train_workers() -> Callable[[], list[int]]:
-    return lambda: pids("^ray::RayTrainWorker")
+def processes() -> Callable[[str], list[int]]:
+    """``processes("ray::RayTrainWorker")``: those whose command line begins so."""
+
+    def pids(name: str) -> list[int]:
+        found = subprocess.run(["pgrep", "-f", f"^{name}"], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in found.stdout.split()]
+
+    return pids

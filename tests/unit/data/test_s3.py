@@ -16,7 +16,7 @@ import raydkm
 from raydkm.data import storage
 from raydkm.data.files import find_files, relative_names
 from raydkm.data.storage import locate
-from raydkm.errors import ConfigError, InputError
+from raydkm.errors import ConfigError, EngineError, InputError
 from tests.s3_server import S3Server
 
 OPTIONS = {"column": "z", "clusters": 5, "max_steps": 10}
@@ -115,6 +115,17 @@ def test_checkpoints_and_events_live_in_an_object_store(s3: S3Server, local: Pat
         events = [json.loads(line) for line in stream.read().splitlines()]
     assert [event["resumed_step"] for event in events if event["event"] == "run"] == [0, 2]
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, *range(3, 11)]
+
+
+def test_a_checkpoint_that_the_storage_does_not_deliver_is_not_taken_for_none(
+    s3: S3Server, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    run = {"run_dir": s3.uri("kept")}
+    raydkm.fit(local, **OPTIONS, **run)
+    s3.fail("checkpoint", status=500, times=None)
+    with pytest.raises(EngineError, match=r"the checkpoint of this run: .*: cannot be read, after 2 attempts"):
+        raydkm.fit(local, **OPTIONS, **run)
 
 
 def test_assignments_of_an_object_store_have_the_names_of_its_files(s3: S3Server, local: Path, tmp_path: Path) -> None:
