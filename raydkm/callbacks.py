@@ -67,7 +67,7 @@ class TensorBoard:
             self._step = event["resumed_step"]
             self._write(self._step + 1, session_log=SessionLog(status=SessionLog.START))
             self._write(self._step, summary=text("run", _table(event)))
-        elif kind == "failed":
+        elif kind in ("failed", "lost"):
             self._write(self._step, summary=text("error", event["error"]))
         self._step = event.get("step", self._step)
         values = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in _metrics(event).items()]
@@ -77,7 +77,7 @@ class TensorBoard:
             self._file.flush()
             self._file.close()
             self._file, self._step = None, 0
-        elif time.monotonic() - self._sent >= SEND_S:
+        elif self._file is not None and (kind == "lost" or time.monotonic() - self._sent >= SEND_S):
             self._file.flush()
             self._sent = time.monotonic()
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from raydkm.data.columns import Block, Columns
 from raydkm.data.files import find_files
 from raydkm.data.storage import is_local, locate, retried, wait_to_retry
+from raydkm.data.tiers import size_of
 from raydkm.errors import InputError
 from raydkm.ops.batch import BATCH_ROWS
 
@@ -165,6 +166,15 @@ class ParquetTable:
     @property
     def rows(self) -> int:
         return sum(self.counts)
+
+    @cached_property
+    def bytes_a_reader(self) -> int:
+        """Bytes that a thread takes which reads: a few blocks; of an object store also a row group."""
+        row = size_of(1, self.dim, self.dtype, weighted=self.columns.weight is not None)
+        remote = (
+            max(groups, default=0) for name, groups in zip(self.files, self.groups, strict=True) if not is_local(name)
+        )
+        return row * (3 * READ_ROWS + max(remote, default=0))
 
     def cuts(self, start: int, stop: int, parts: int) -> list[int]:
         """Row numbers from `start` to `stop` that make up to `parts` ranges to read at the same time.

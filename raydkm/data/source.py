@@ -9,7 +9,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,6 +32,9 @@ STREAM_BATCHES = 4
 
 #: Blocks or pieces that are read ahead.
 READ_AHEAD = 4
+
+#: Bytes that the readers of a worker may take together, if they are more than one.
+READING_BYTES = 2**30
 
 
 #: Rows from which on it pays to have another thread read.
@@ -108,9 +110,11 @@ class RowSource:
     def of_table(
         cls, table: ParquetTable, tiers: Tiers, start: int = 0, stop: int | None = None, readers: int = 1
     ) -> RowSource:
-        """Rows [start, stop) of Parquet files, read by up to `readers` threads."""
+        """Rows [start, stop) of Parquet files, read by up to `readers` threads, as many as memory is spared for."""
         stop = table.rows if stop is None else stop
-        ranges = list(pairwise(table.cuts(start, stop, min(readers, 1 + (stop - start) // ROWS_A_READER))))
+        most = min(readers, 1 + (stop - start) // ROWS_A_READER, max(1, READING_BYTES // table.bytes_a_reader))
+        ranges = list(pairwise(table.cuts(start, stop, most)))
+        ahead = max(1, READ_AHEAD // len(ranges)) if ranges else 1
         failed = threading.Event()
 
         def hold(low: int, high: int) -> tuple[list[Chunk], Rest | None]:
@@ -121,13 +125,17 @@ class RowSource:
                     yield block
 
             try:
-                return hold_rows(read, tiers, rows=high - low, first=low - start)
+                return hold_rows(read, tiers, rows=high - low, first=low - start, ahead=ahead)
             except BaseException:
                 failed.set()
                 raise
 
         with ThreadPoolExecutor(max(1, len(ranges)), "raydkm-ingest") as pool:
-            held = list(pool.map(lambda part: hold(*part), ranges))
+            try:
+                held = list(pool.map(lambda part: hold(*part), ranges))
+            except BaseException:  # an interrupt comes here
+                failed.set()
+                raise
         chunks = [chunk for some, _ in held for chunk in some]
         return cls(chunks, start, table.rows, [rest for _, rest in held if rest is not None])
 
@@ -146,16 +154,16 @@ class RowSource:
                 following.will_be_used()
             yield from _cut(chunk)
             chunk.was_used()
-        ahead = max(1, READ_AHEAD // max(1, len(self._rests)))
-        with ExitStack() as stack:
-            readers = deque(stack.enter_context(closing(prefetched(_pieces(rest), ahead))) for rest in self._rests)
-            while readers:
-                piece = next(readers[0], None)
+        pieces = (_pieces(rest) for rest in self._rests)
+        with prefetched(*pieces, ahead=max(1, READ_AHEAD // max(1, len(self._rests)))) as readers:
+            waiting = deque(readers)
+            while waiting:
+                piece = next(waiting[0], None)
                 if piece is None:
-                    readers.popleft()
+                    waiting.popleft()
                 else:
                     yield from _cut(piece)
-                    readers.rotate(-1)
+                    waiting.rotate(-1)
 
     def within(self, tiers: Tiers) -> RowSource:
         """The same rows on the device, if there is one and it has the room; for rows that are in memory already."""
@@ -173,6 +181,7 @@ def hold_rows(
     rows: int | None = None,
     first: int = 0,
     again: bool = True,
+    ahead: int = READ_AHEAD,
 ) -> tuple[list[Chunk], Rest | None]:
     """Read rows once and keep them, as far as there is room.
 
@@ -188,6 +197,8 @@ def hold_rows(
         Position of the first of them among this worker's rows.
     again : bool
         Whether rows come in the same order when they are read again.
+    ahead : int
+        Blocks that are read before they are asked for.
 
     Raises
     ------
@@ -208,7 +219,7 @@ def hold_rows(
         return made
 
     chunks = []
-    with closing(prefetched(read(0), READ_AHEAD)) as blocks:
+    with prefetched(read(0), ahead=ahead) as [blocks]:
         for filled in packed(blocks, room):
             chunks.append(tiers.chunk(filled, first + held))
             held += len(chunks[-1])

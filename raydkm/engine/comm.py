@@ -14,8 +14,8 @@ from raydkm.errors import RaydkmError, WorkerLostError
 
 T = TypeVar("T")
 
-#: What a worker says that knows only that the first one, which knows more, has ended.
-OWN_END = "lost the first worker, whose error tells more"
+#: How a worker's sentence ends that knows of another one's end, but not why.
+OWN_END = "whose error tells more"
 
 
 class Comm(Protocol):
@@ -119,9 +119,9 @@ class ProcessGroup:
         return torch.distributed.distributed_c10d._get_default_store().add(f"raydkm {name}", count)
 
     def _broken_off(self, doing: str, error: RuntimeError) -> WorkerLostError:
-        """What a worker knows whose connection to another ended: that one of them died, not which."""
+        """What a worker knows whose connection to another ended: that one died, not which."""
         reason = re.sub(r"^\[\S*\] ", "", str(error)).split(". ")[0]
-        return WorkerLostError(f"a worker died during {doing}, as {self.names[self.rank]} noticed ({reason})")
+        return WorkerLostError(f"{self.names[self.rank]} lost another worker during {doing} ({reason}), {OWN_END}")
 
     def _missing(self, error: str) -> str:
         """A sentence from what the barrier said: the first worker learns who is missing, others only of its end."""
@@ -130,4 +130,4 @@ class ProcessGroup:
             return f"{missing} died, or did not answer for {self._timeout:g} s (if it was only slow, raise timeout)"
         if "Timed out" in error:
             return f"{self.names[0]} did not answer for {self._patience.total_seconds():g} s"
-        return f"{self.names[self.rank]} {OWN_END}"
+        return f"{self.names[self.rank]} lost the first worker, {OWN_END}"

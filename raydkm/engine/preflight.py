@@ -24,6 +24,9 @@ from raydkm.ops.sample import Smallest
 #: What must be alike on all nodes for the same bits, and for workers to understand each other.
 PACKAGES = ("raydkm", "torch", "numpy", "pyarrow")
 
+#: Of the sample, while workers exchange theirs: sent, received, joined, and sorted.
+COPIES_OF_SAMPLE = 4
+
 
 def check_workers(comm: ProcessGroup) -> None:
     """All workers answer, run the same versions, and can add up; afterwards `comm` knows their names.
@@ -85,8 +88,8 @@ def check_room(
         for what, size in needs.items():
             if size > memory:
                 raise EngineError(
-                    f"{name}: {what} {gib(size)}, of {gib(memory)} of memory left; use fewer threads or workers a "
-                    "node, or machines with more memory"
+                    f"{name}: {what} {gib(size)}, of {gib(memory)} of memory left; use fewer workers a node, "
+                    "fewer threads, clusters or seed_rows, or more memory"
                 )
         size = size_of(rows, table.dim, table.dtype, weighted=table.columns.weight is not None)
         room = {

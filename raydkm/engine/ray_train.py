@@ -13,7 +13,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -44,13 +44,11 @@ from raydkm.ops.batch import BATCH_ROWS
 logger = logging.getLogger("raydkm")
 
 #: Settings that Ray Train reads from the driver's environment, where the user has set no others: how often workers are
-#: looked at, how long a worker may take to answer that, how long workers may take to start before it tries anew, and to
-#: part, which matters only where one hangs.
+#: looked at, how long a worker may take to answer that, and how long workers may take to start before it tries anew.
 _TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "300",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
 }
 
 
@@ -97,14 +95,14 @@ def _address() -> str:
     given = os.environ.get("RAY_ADDRESS", "")
     if "://" in given:  # a Ray client's
         return given
-    address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
-    if address is None:
-        return "local"
-    host, _, port = address.rpartition(":")
     try:
+        address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]
+        if address is None:
+            return "local"
+        host, _, port = address.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         return address
-    except OSError as error:
+    except (OSError, ValueError) as error:
         if given:
             raise EngineError(f"no Ray cluster answers at RAY_ADDRESS {given} ({error})") from None
         return "local"  # one that was killed, and left its address behind
@@ -334,6 +332,7 @@ def _read_blocks(task: dict[str, Any], shard: Any, comm: ProcessGroup, reading: 
         comm.signal(stopped)
         raise
     finally:
-        everyone = comm.signal(done) == comm.world_size
-        while not everyone and comm.signal(stopped, count=0) and next(tables, None) is not None:
-            everyone = comm.signal(done, count=0) == comm.world_size
+        with suppress(Exception):  # of whatever kind: it must not take the place of a refusal
+            everyone = comm.signal(done) == comm.world_size
+            while not everyone and comm.signal(stopped, count=0) and next(tables, None) is not None:
+                everyone = comm.signal(done, count=0) == comm.world_size

@@ -25,6 +25,7 @@ class Smallest:
         self._limit = np.inf  # no larger key can be among the smallest any more
         self._parts: list[tuple[NDArray, ...]] = []
         self._size = 0
+        self._sorted = 0
         self._lock = threading.Lock()
 
     @staticmethod
@@ -49,7 +50,8 @@ class Smallest:
         with self._lock:
             if not self._parts:
                 return np.empty(0), np.empty(0, dtype=np.int64), np.empty(0), np.empty((0, 0))
-            self._compact()
+            if self._size > self._sorted:
+                self._compact()
             keys, copies, weight, rows = self._parts[0]
         stop = int(np.searchsorted(keys, below))
         return keys[:stop], copies[:stop], weight[:stop], rows[:stop]
@@ -62,7 +64,7 @@ class Smallest:
         if len(keys) == self._count:
             self._limit = float(keys[-1])
         self._parts = [(keys, copies, weight[places], self._rows_at(places))]
-        self._size = len(keys)
+        self._size = self._sorted = len(keys)
 
     def _rows_at(self, places: NDArray[np.int64]) -> NDArray:
         """Rows by their places among those of all parts, without a copy of these in one."""

@@ -114,7 +114,7 @@ def test_a_run_that_is_given_up_says_why_and_leaves_nothing_on_disk(
     nameless = [line for line in Path(f"/proc/{killed}/maps").read_text().splitlines() if "(deleted)" in line]
     assert any(f" {place}/" in line for line in nameless)
     os.kill(killed, signal.SIGKILL)
-    with pytest.raises(EngineError, match=r"the Ray run failed: .*died"):
+    with pytest.raises(EngineError, match=r"the Ray run failed: .*(died|lost)"):
         fit.model()
     assert events(tmp_path)[-1]["event"] == "failed"
     assert not [path for path in Path(place).glob("raydkm-*") if path.is_file()]
