@@ -34,6 +34,9 @@ app = typer.Typer(
 
 Data = Annotated[list[str], typer.Argument(help="Parquet files, directories or globs.", show_default=False)]
 ModelPath = Annotated[Path, typer.Argument(help="Model directory.", show_default=False)]
+Reading = Annotated[
+    str | None, typer.Option(help="Assign by q (targets) or p (posterior of the discriminative model).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
@@ -111,6 +114,7 @@ def assign(
     top: Annotated[int | None, typer.Option(help="Also write the M best clusters and posteriors.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Input column to copy; may be repeated, or a,b,c.")] = None,
     column: Annotated[str | None, typer.Option(help="Feature column, if not called as in the fit.")] = None,
+    reading: Reading = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     options: dict[str, Any],
@@ -119,7 +123,9 @@ def assign(
     from raydkm.api.assign import assign as assign_
 
     kept = [name for item in keep or [] for name in item.split(",")]
-    summary = assign_(model, data, out=out, top=top, keep=kept, column=column, overwrite=overwrite, **options)
+    summary = assign_(
+        model, data, out=out, top=top, keep=kept, column=column, reading=reading, overwrite=overwrite, **options
+    )
     _print(summary, as_json, title=f"Assigned to {out}")
 
 
@@ -129,12 +135,15 @@ def evaluate(
     data: Data,
     label: Annotated[str, typer.Option(help="Column of true labels.", show_default=False)],
     column: Annotated[str | None, typer.Option(help="Feature column, if not called as in the fit.")] = None,
+    reading: Reading = None,
     as_json: Json = False,
 ) -> None:
     """Compare clusters with labels: ACC, NMI, ARI; inertia, sizes, entropy."""
     from raydkm.api.evaluate import evaluate as evaluate_
 
-    _print(evaluate_(model, data, label=label, column=column), as_json, title=f"{model} against '{label}'")
+    _print(
+        evaluate_(model, data, label=label, column=column, reading=reading), as_json, title=f"{model} against '{label}'"
+    )
 
 
 @app.command("inspect", no_args_is_help=True)
@@ -185,7 +194,7 @@ def _summary(model: Any) -> dict[str, Any]:
         "temperature": model.temperature,
         "collapse_temperature": record["collapse_temperature"],
         "steps": record["steps"],
-        "settled": record["settled"],
+        "stopped": record["stopped"],
         "loss": model.history[-1]["objective"],
         "inertia": record["inertia"],
         "smallest": float(model.counts.min()),

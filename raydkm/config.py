@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raydkm.errors import ConfigError
@@ -33,7 +34,9 @@ class FitConfig(_Frozen):
 
     clusters: int = Field(8, ge=1, description="Number of clusters K.")
     objective: str = Field(
-        "sr-kmeans", description="Objective: hard (kmeans), soft (soft-kmeans), or soft and regularised (sr-kmeans)."
+        "sr-kmeans",
+        description="Objective: hard (kmeans), soft (soft-kmeans), soft and regularised (sr-kmeans); with logistic "
+        "posteriors mi (mutual information), kl (DEPICT), tim, sinkhorn (self-labelling).",
     )
     column: str | None = Field(
         None, description="Feature column (list of numbers), or scalar columns joined as one vector: a,b,c."
@@ -45,17 +48,39 @@ class FitConfig(_Frozen):
     temperature: float | str = Field(
         "auto",
         description="Softness T: auto, a number (units of squared distance), or a fraction of the collapse "
-        "temperature such as 0.1Tc.",
+        "temperature such as 0.1Tc; auto is 0.1Tc, in logistic objectives, whose first targets have it, 0.25Tc.",
     )
     lam: float | None = Field(
-        None, gt=0, description="The paper's regularisation lambda, in place of a temperature: T = lambda K."
+        None,
+        gt=0,
+        description="The paper's regularisation lambda: in place of a temperature, T = lambda K; of logistic "
+        "objectives their own (default: T / K, of kl a thousandth of it).",
     )
     balance: float = Field(
         0.0, ge=0, le=1, description="Strength beta of the pull towards equal cluster sizes: 0 none, 1 exactly equal."
     )
-    init: Literal["k-means||", "k-means++", "random", "array"] = Field(
+    marginal: tuple[float, ...] | None = Field(
+        None,
+        description="Shares that clusters are pulled towards, of any sum: K numbers, or the path of a file with them "
+        "(.npy, .json or text); with balance or sinkhorn (default: equal ones).",
+    )
+    min_share: float = Field(0.0, ge=0, lt=1, description="Least share of the weight that a cluster may have.")
+    max_share: float = Field(1.0, gt=0, le=1, description="Largest share of the weight that a cluster may have.")
+    l1: float = Field(1.0, ge=0, description="tim: weight of the balance term.")
+    l2: float = Field(1.0, ge=0, description="tim: weight of the conditional entropy.")
+    l3: float = Field(1.0, gt=0, description="tim: weight of the cross entropy of targets and posteriors.")
+    anneal: int = Field(
+        0, ge=0, description="Steps in which T falls from 0.9 T_c to the temperature (soft-kmeans, sr-kmeans)."
+    )
+    init: Literal["k-means||", "k-means++", "afk-mc2", "random", "array"] = Field(
         "k-means||",
-        description="Seeding: k-means||, k-means++, random, or the path of an .npy file of prototypes (K, d).",
+        description="Seeding: k-means||, k-means++, afk-mc2, random, the path of an .npy file of prototypes (K, d), or "
+        "of a model to go on from.",
+    )
+    empty: Literal["split", "keep"] = Field(
+        "split",
+        description="Prototypes that lose all rows: split (moved beside that of the largest cluster) or keep (as they "
+        "are).",
     )
     n_init: int = Field(4, ge=1, description="Seeded restarts on the seeding sample; the best goes on to all rows.")
     seed_rows: int | Literal["all"] | None = Field(
@@ -64,8 +89,15 @@ class FitConfig(_Frozen):
         "and k-means++ draw from every row, in 7 or K passes for each of n_init restarts.",
     )
     max_steps: int = Field(300, ge=1, description="Most ADM steps.")
+    max_time: float | None = Field(None, gt=0, description="Seconds of a fit after which no further step is begun.")
     tol: float = Field(
         1e-4, ge=0, description="Stop when the prototypes' squared shift falls to tol times the mean column variance."
+    )
+    objective_tol: float | None = Field(
+        None,
+        ge=0,
+        description="Stop when the objective changes by less than this part of it in a step (default: 1e-6 for "
+        "logistic objectives, which have no other rule, else 0).",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -116,19 +148,61 @@ class FitConfig(_Frozen):
 
     @model_validator(mode="after")
     def _one_softness(self) -> FitConfig:
-        if self.lam is not None and self.temperature != "auto":
+        if self.lam is not None and self.temperature != "auto" and self._is_distance:
             raise ValueError("give temperature or lam, not both: T = lam * clusters")
         softness_given = self.lam is not None or self.temperature != "auto"
         if softness_given and not self.has_temperature:
             raise ValueError(f"{self.objective} has no temperature unless balance > 0; use a soft objective")
         return self
 
+    @field_validator("marginal", mode="before")
+    @classmethod
+    def _shares(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        shares = np.asarray(value, dtype=np.float64)
+        if shares.ndim != 1 or not (np.isfinite(shares).all() and (shares > 0).all()):
+            raise ValueError("must be K positive numbers")
+        return tuple((shares / shares.sum()).tolist())
+
+    @model_validator(mode="after")
+    def _one_way_of_balance(self) -> FitConfig:
+        from raydkm.objectives import OBJECTIVES
+
+        distance = self._is_distance
+        bounded = self.min_share > 0 or self.max_share < 1
+        if not distance and (self.balance > 0 or bounded):
+            raise ValueError(f"{self.objective} has its own balance; for another strength use tim with l1")
+        if bounded and self.balance > 0:
+            raise ValueError("give balance, or min_share and max_share, not both")
+        if not self.min_share * self.clusters <= 1 <= self.max_share * self.clusters:
+            raise ValueError(f"min_share and max_share: no {self.clusters} shares within them sum to 1")
+        if self.marginal is not None:
+            if len(self.marginal) != self.clusters:
+                raise ValueError(f"marginal: {len(self.marginal)} shares for {self.clusters} clusters")
+            if distance and not self.balance:
+                raise ValueError("marginal: give balance, the strength of the pull towards it")
+        used = {"tim": "", "sinkhorn": "l1"}.get(self.objective, "l1 l2 l3")
+        if any(getattr(self, name) != 1 for name in used.split()):
+            raise ValueError(f"{self.objective} has its own {used.replace(' ', ', ')}; use tim")
+        if self.anneal and (not distance or OBJECTIVES[self.objective].hard):
+            raise ValueError("anneal goes with soft-kmeans and sr-kmeans")
+        return self
+
+    @property
+    def _is_distance(self) -> bool:
+        from raydkm.objectives import OBJECTIVES
+        from raydkm.objectives.distance import DistanceObjective
+
+        return issubclass(OBJECTIVES[self.objective], DistanceObjective)
+
     @property
     def has_temperature(self) -> bool:
         """Whether the objective has a temperature: soft ones do, hard ones only as the price scale of the balance."""
         from raydkm.objectives import OBJECTIVES
 
-        return self.balance > 0 or not OBJECTIVES[self.objective].hard
+        bounded = self.min_share > 0 or self.max_share < 1
+        return self.balance > 0 or bounded or not OBJECTIVES[self.objective].hard
 
     def fraction_of_tc(self) -> float | None:
         """The temperature as a fraction of T_c, or None where it is absolute or automatic."""

@@ -12,7 +12,8 @@ from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from raydkm.api.fit import fit_model, initial_prototypes, names_files
+from raydkm.api.fit import fit_model, names_files
+from raydkm.api.given import read_given
 from raydkm.config import configure
 from raydkm.data.source import RowSource
 from raydkm.model import Model
@@ -109,7 +110,7 @@ class DKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
             options["seed"] = int(random_state)
         else:
             options["seed"] = int(check_random_state(random_state).randint(2**31))
-        start = initial_prototypes(options)
+        start, options = read_given(options)
         config, run = configure(options)
         columnar = names_files(X) or isinstance(X, pa.Table) or type(X).__module__.startswith("ray.data")
         data = X if columnar else self._array(X, reset=True)
@@ -142,15 +143,15 @@ class DKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
 
     def transform(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Euclidean distances (n, n_clusters) to the prototypes (for cosine, from the unit vectors)."""
-        prototypes = self._fitted().scores().prototypes
+        prototypes = self._fitted().prototypes
         exact = "donot_use_mm_for_euclid_dist"
         return np.concatenate([torch.cdist(z, prototypes, compute_mode=exact).numpy() for z in self._tiles(X)])
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
         """Minus the weighted sum of squared distances of the rows to their clusters' prototypes."""
-        scores = self._fitted().scores()
-        assign = HardAssignment(scores, screen=False)
-        gaps = ((z - scores.prototypes[assign(z)]).double() for z in self._tiles(X))
+        model = self._fitted()
+        assign = HardAssignment(model.scores(), screen=False)
+        gaps = ((z - model.prototypes[assign(z)]).double() for z in self._tiles(X))
         squares = torch.cat([gap.square().sum(1) for gap in gaps])
         return -float(squares.sum() if sample_weight is None else squares @ torch.as_tensor(sample_weight).double())
 

@@ -1,7 +1,7 @@
 """The model artefact: one directory from fit to batch assignment to service.
 
     model.json             what it is and how it was made, with checksums of the other files
-    prototypes.safetensors prototypes, shift, log_s, counts
+    prototypes.safetensors prototypes, shift, log_s, counts; of a logistic objective also its weights and bias
     history.jsonl          one line an ADM step
 
 It is written atomically and verified when loaded; nothing in it is ever executed or unpickled.
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from torch import Tensor
 
 from raydkm.atomic import new_directory
 from raydkm.config import FitConfig
-from raydkm.errors import ModelError, RaydkmError
+from raydkm.errors import ConfigError, ModelError, RaydkmError
 from raydkm.objectives import OBJECTIVES
+from raydkm.objectives.logistic import OF_LOGITS, LogisticObjective
 from raydkm.ops.frame import Frame
 from raydkm.ops.scores import Scores
 
 SCHEMA_VERSION = 1
 
+_TENSOR_NAMES = ("prototypes", "shift", "log_s", "counts", "weights", "bias")
 _JSON, _TENSORS, _HISTORY = "model.json", "prototypes.safetensors", "history.jsonl"
 
 
@@ -48,7 +50,8 @@ class Model:
     temperature : float
         T in units of squared distance; 0 for plain k-means.
     prototypes : Tensor (K, d) of float32
-        In the coordinates of the frame; `cluster_centers` gives those of the data.
+        In the coordinates of the frame; `cluster_centers` gives those of the data. Of a logistic objective the means
+        of the clusters' rows.
     shift : Tensor (d,) of float64
         Origin of the frame.
     log_s : Tensor (K,) of float64
@@ -59,6 +62,10 @@ class Model:
         How the model was made: rows, inertia, fingerprint, versions, seconds; plain JSON values.
     history : list of dict
         One entry an ADM step.
+    weights, bias : Tensor (K, d) and (K,) of float32, or None
+        theta and b of a logistic objective, in the coordinates of the frame.
+    reading : {"q", "p"}, optional
+        What rows are assigned by (see `scores`); not part of the artefact.
     """
 
     config: FitConfig
@@ -69,6 +76,9 @@ class Model:
     counts: Tensor
     record: dict[str, Any]
     history: list[dict[str, Any]]
+    weights: Tensor | None = None
+    bias: Tensor | None = None
+    reading: str | None = None
 
     @property
     def clusters(self) -> int:
@@ -91,9 +101,39 @@ class Model:
     def frame(self) -> Frame:
         return Frame(self.config.metric, self.shift)
 
-    def scores(self, device: torch.device | None = None) -> Scores:
-        device = device or torch.device("cpu")
-        return Scores.of(self.prototypes, self.log_s, self.temperature, torch.float32, device)
+    def read_as(self, reading: str | None) -> Model:
+        """The same model, which assigns rows by their targets ("q") or the discriminative posterior ("p").
+
+        Raises
+        ------
+        ConfigError
+            For another word, or p of a hard objective, which has none.
+        """
+        if reading not in (None, "q", "p"):
+            raise ConfigError(f"reading {reading!r}: must be q or p")
+        if reading == "p" and self.hard:
+            raise ConfigError(f"{self.config.objective} has no posterior p; use a soft objective")
+        return replace(self, reading=reading)
+
+    def scores(self) -> Scores:
+        """The linear form whose largest value is a row's cluster, and whose softmax its posterior.
+
+        By default it is that of q in the distance family, of p in the logistic one. In the distance family p has
+        theta_k = theta'_k / T and b_k = log(q_hat_k) / 2 (Jabi et al.): it lacks -||theta'_k||^2, and is another
+        assignment.
+        """
+        if self.weights is None or self.bias is None:
+            if self.reading != "p":
+                return Scores.of(self.prototypes, self.log_s, self.temperature, torch.float32, torch.device("cpu"))
+            share = self.counts.clamp(min=1e-6) / self.counts.sum()
+            return Scores(self.prototypes / self.temperature, 0.5 * share.log().float(), OF_LOGITS)
+        if self.reading != "q":
+            return Scores(self.weights, self.bias, OF_LOGITS)
+        kind = OBJECTIVES[self.config.objective]
+        assert issubclass(kind, LogisticObjective)
+        _, l2, l3 = kind.mixture((self.config.l1, self.config.l2, self.config.l3))
+        power = 1 + l2 / l3
+        return Scores(power * self.weights, power * self.bias + self.log_s.float(), OF_LOGITS)
 
     def checksum(self) -> str:
         """SHA-256 of the tensors: the identity of what the model computes."""
@@ -123,9 +163,7 @@ class Model:
             (staging / _JSON).write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
 
     def _tensors(self) -> bytes:
-        return save_tensors(
-            {"prototypes": self.prototypes, "shift": self.shift, "log_s": self.log_s, "counts": self.counts}
-        )
+        return save_tensors({name: tensor for name in _TENSOR_NAMES if (tensor := getattr(self, name)) is not None})
 
 
 def load(path: str | os.PathLike) -> Model:
@@ -150,7 +188,9 @@ def load(path: str | os.PathLike) -> Model:
         if described["sha256"].pop(_JSON) != _own_checksum(described):
             raise ModelError(f"{place / _JSON}: its checksum differs from its content; the file was changed")
         content = {name: _verified(place / name, described["sha256"][name]) for name in (_TENSORS, _HISTORY)}
-        tensors = load_tensors(content[_TENSORS])
+        tensors: dict[str, Any] = load_tensors(content[_TENSORS])
+        if unknown := set(tensors) - set(_TENSOR_NAMES):
+            raise ModelError(f"{place}: damaged (unknown tensors {', '.join(sorted(unknown))})")
         model = Model(
             config=FitConfig(**described["config"]),
             temperature=float(described["temperature"]),
@@ -184,8 +224,12 @@ def _verified(path: Path, expected: str) -> bytes:
 def _check_shapes(model: Model, place: Path) -> None:
     clusters, dim = model.config.clusters, model.dim
     shapes = {"prototypes": (clusters, dim), "shift": (dim,), "log_s": (clusters,), "counts": (clusters,)}
+    if issubclass(OBJECTIVES[model.config.objective], LogisticObjective):
+        shapes |= {"weights": (clusters, dim), "bias": (clusters,)}
     for name, shape in shapes.items():
         tensor = getattr(model, name)
+        if tensor is None:
+            raise ModelError(f"{place}: no {name}")
         if tuple(tensor.shape) != shape or not bool(tensor.isfinite().all()):
             raise ModelError(f"{place}: {name} of shape {tuple(tensor.shape)}; expected {shape}, all finite")
     if not 0 <= model.temperature < math.inf or (model.temperature == 0 and not model.hard):

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from raydkm.data.source import RowSource
 from raydkm.engine.comm import Solo
 from raydkm.engine.passes import Passes
-from raydkm.objectives import OBJECTIVES, State
-from raydkm.objectives.distance import DistanceObjective
+from raydkm.objectives import OBJECTIVES, Objective, Setting, State
+from raydkm.ops.balance import Balance
 from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Extent, Moments, moment_fields, moment_statistics, moments
 
@@ -41,7 +41,7 @@ settings.load_profile("raydkm")
 class Problem:
     """An objective on rows in memory, with a state to start from."""
 
-    goal: DistanceObjective
+    goal: Objective
     start: State
     passes: Passes
     frame: Frame
@@ -119,6 +119,7 @@ def problem() -> Callable[..., Problem]:
         metric: str = "euclidean",
         dtype: torch.dtype = torch.float64,
         precision: str = "fp32",
+        **options: Any,
     ) -> Problem:
         source = RowSource.from_array(x, weight)
         passes = Passes(source, Solo(), CPU)
@@ -130,18 +131,18 @@ def problem() -> Callable[..., Problem]:
         fields = moment_fields(extent, frame, covariance=True)
         statistics = passes.sum(fields, moment_statistics(frame, covariance=True))
         facts = moments(statistics, extent, frame, covariance=True)
-        goal = OBJECTIVES[objective](
+        options.setdefault("balance", Balance(beta))
+        setting = Setting(
             clusters=len(start),
             temperature=temperature,
-            beta=beta,
             moments=facts,
             frame=frame,
-            tol=0.0,
+            objective_tol=0.0,
             precision=precision,
-            device=CPU,
+            **options,
         )
-        prototypes = torch.from_numpy(np.asarray(start, dtype=np.float64)) - frame.shift
-        state = State(0, prototypes, torch.zeros(len(start), dtype=torch.float64))
+        goal = OBJECTIVES[objective](setting)
+        state = goal.begin(torch.from_numpy(np.asarray(start, dtype=np.float64)) - frame.shift)
         return Problem(goal, state, passes, frame, facts, unit - frame.shift.numpy(), w)
 
     return make

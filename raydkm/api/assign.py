@@ -27,6 +27,7 @@ def assign(
     top: int | None = None,
     keep: Sequence[str] = (),
     column: str | None = None,
+    reading: str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
@@ -44,6 +45,8 @@ def assign(
         Input columns to copy.
     column : str, optional
         Feature column, if it is not called as in the fit.
+    reading : {"q", "p"}, optional
+        Assign by the targets q or the discriminative posterior p; see `Model.scores`.
     overwrite : bool
     **options
         The fields of `raydkm.config.RunConfig`.
@@ -58,7 +61,7 @@ def assign(
     check_free(out, overwrite=overwrite)
     if not isinstance(model, Model):
         check_apart(out, [os.fspath(model)])
-    model = model if isinstance(model, Model) else load(model)
+    model = (model if isinstance(model, Model) else load(model)).read_as(reading)
     if top is not None and not 1 <= top <= model.clusters:
         raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
     unit = model.config.metric == "cosine"

@@ -25,6 +25,7 @@ def evaluate(
     *,
     label: str,
     column: str | None = None,
+    reading: str | None = None,
 ) -> dict[str, Any]:
     """Assign rows and compare with a label column.
 
@@ -34,7 +35,7 @@ def evaluate(
         ``rows``, ``acc`` (best one-to-one matching), ``nmi``, ``ari``, ``inertia``, ``sizes`` (rows of each
         cluster), ``mean_entropy`` (nats).
     """
-    model = model if isinstance(model, Model) else load(model)
+    model = (model if isinstance(model, Model) else load(model)).read_as(reading)
     unit = model.config.metric == "cosine"
     table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
     for path, schema in zip(table.files, table.schemas, strict=True):

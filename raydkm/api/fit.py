@@ -17,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from raydkm.api.given import files_named, read_given
 from raydkm.atomic import check_apart, check_free
 from raydkm.config import FitConfig, FitRunConfig, configure
 from raydkm.data.columns import Columns
@@ -29,9 +30,12 @@ from raydkm.engine.comm import Solo
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.preflight import check_room
 from raydkm.engine.progress import Callback, reporter
+from raydkm.engine.start import digest
 from raydkm.engine.where import device_of, on_ray, threads_of, tiers_of
 from raydkm.errors import ConfigError, InputError, RaydkmError
 from raydkm.model import Model
+from raydkm.objectives import OBJECTIVES
+from raydkm.objectives.logistic import LogisticObjective
 
 if TYPE_CHECKING:
     import ray.data
@@ -67,7 +71,8 @@ def fit(
         they are pickled. `raydkm.callbacks` has some.
     **options
         The fields of `raydkm.config.FitConfig` and `raydkm.config.FitRunConfig`. `init` may also be an array
-        (K, d) of initial prototypes, or the path of an ``.npy`` file that holds one.
+        (K, d) of initial prototypes, the path of an ``.npy`` file that holds one, or a model (or its path) to go on
+        from; `marginal` also the path of a file of K numbers.
 
     Returns
     -------
@@ -78,30 +83,16 @@ def fit(
     ConfigError, InputError, OutputError
         Before anything is written.
     """
-    prototypes = [str(options.get("init"))] if str(options.get("init")).endswith(".npy") else []
-    start = initial_prototypes(options)
+    named = files_named(options)
+    start, options = read_given(options)
     config, run = configure(options)
     if out is not None:
         check_free(out, overwrite=overwrite)
-        check_apart(out, [*local_paths(find_files(data) if names_files(data) else []), *prototypes])
+        check_apart(out, [*local_paths(find_files(data) if names_files(data) else []), *named])
     model, _ = fit_model(data, config, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
     if out is not None:
         model.save(out, overwrite=overwrite)
     return model
-
-
-def initial_prototypes(options: dict[str, Any]) -> NDArray[np.float64] | None:
-    """Take an array of initial prototypes out of ``options["init"]``, leaving the word "array" there."""
-    init = options.get("init")
-    if init is None or (isinstance(init, str) and not init.endswith(".npy")):
-        return None
-    try:
-        loaded = np.load(init, allow_pickle=False) if isinstance(init, str | os.PathLike) else init
-        start = np.array(loaded, dtype=np.float64)
-    except (EOFError, OSError, TypeError, ValueError) as error:
-        raise ConfigError(f"init: not an array of numbers ({error})") from None
-    options["init"] = "array"
-    return start
 
 
 def fit_model(
@@ -132,6 +123,7 @@ def fit_model(
     checkpoints = CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None
     if checkpoints is not None and (saved := checkpoints.load()) is not None:
         saved.check_config(config)  # the data are compared when they are known
+        saved.check_start(None if start is None else digest(start))
     if isinstance(run.workers, tuple) and checkpoints is None:
         raise ConfigError("workers MIN:MAX needs run_dir: with every change of their number all workers start again")
     rows: Any = _parquet(data, config) if kind == "files" else data
@@ -218,18 +210,22 @@ def _parquet(data: Any, config: FitConfig) -> ParquetTable:
 
 def _model(fitted: Fitted, config: FitConfig) -> Model:
     packages = ("raydkm", "torch", "numpy", "pyarrow", "ray")
+    state = fitted.state
+    logistic = issubclass(OBJECTIVES[config.objective], LogisticObjective)
     return Model(
         config=config,
         temperature=fitted.temperature,
-        prototypes=fitted.state.prototypes.float(),
+        prototypes=(fitted.means if logistic else state.prototypes).float(),
+        weights=state.prototypes.float() if logistic else None,
+        bias=state.bias.float() if logistic else None,
         shift=fitted.shift,
-        log_s=fitted.state.log_s,
+        log_s=state.log_s,
         counts=fitted.counts,
         record={
             **fitted.facts,
             "inertia": fitted.inertia,
-            "steps": fitted.state.step,
-            "settled": fitted.settled,
+            "steps": state.step,
+            "stopped": fitted.stopped,
             "collapse_temperature": fitted.collapse_temperature,
             "seconds": {name: round(value, 4) for name, value in fitted.seconds.items()},
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

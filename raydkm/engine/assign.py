@@ -71,7 +71,7 @@ class Assigner:
 
     def _tile(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         top = self._index(z, self._top)
-        distance = torch.linalg.vector_norm(z - self._scores.prototypes[top[:, 0]], dim=1)
+        distance = torch.linalg.vector_norm(z - self.model.prototypes[top[:, 0]], dim=1)
         if self._soft is None:
             posteriors, entropy = torch.zeros(top.shape), torch.zeros(len(z))
             posteriors[:, 0] = 1.0

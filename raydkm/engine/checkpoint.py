@@ -99,12 +99,14 @@ class CheckpointFile:
         """
         described = {
             "step": checkpoint.state.step,
+            "objective": checkpoint.state.objective,
             "history": checkpoint.history,
             "seeding": checkpoint.seeding,
             "config": checkpoint.config,
             "fingerprint": checkpoint.fingerprint,
         }
-        tensors = {"prototypes": checkpoint.state.prototypes, "log_s": checkpoint.state.log_s}
+        state = checkpoint.state
+        tensors = {"prototypes": state.prototypes, "bias": state.bias, "log_s": state.log_s}
         content = save_tensors(tensors, metadata={"raydkm": json.dumps(described)})
         try:
             self._files.create_dir(self._path.rpartition("/")[0], recursive=True)
@@ -136,7 +138,7 @@ class CheckpointFile:
             size = int.from_bytes(content[:8], "little")
             described = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["raydkm"])
             return Checkpoint(
-                state=State(described["step"], tensors["prototypes"], tensors["log_s"]),
+                state=State(step=described["step"], objective=described["objective"], **tensors),
                 history=described["history"],
                 seeding=described["seeding"],
                 config=described["config"],
@@ -144,7 +146,7 @@ class CheckpointFile:
             )
         except InputError as error:  # the storage, not what is in it
             raise EngineError(f"the checkpoint of this run: {error}") from None
-        except (KeyError, ValueError, SafetensorError, pa.ArrowException) as error:
+        except (KeyError, TypeError, ValueError, SafetensorError, pa.ArrowException) as error:
             raise ModelError(f"{self._path}: not a readable checkpoint ({error}); remove it to start again") from None
 
     def _content(self) -> bytes | None:

@@ -16,20 +16,29 @@ from raydkm.config import FitConfig
 from raydkm.data.columns import LARGEST
 from raydkm.engine.checkpoint import Checkpoint, CheckpointFile
 from raydkm.engine.comm import Comm, gathered
-from raydkm.engine.loop import adm
+from raydkm.engine.loop import adm, hold_shares
 from raydkm.engine.passes import Passes, Source, thread_pool
 from raydkm.engine.progress import Reporter, seconds_left
-from raydkm.engine.start import digest, given, seed_rows, seeded
+from raydkm.engine.start import given, seed_rows, seeded
 from raydkm.engine.survey import Survey, measure, survey
 from raydkm.errors import InputError
-from raydkm.objectives import OBJECTIVES, State, Terms
+from raydkm.objectives import OBJECTIVES, Objective, Setting, State, Terms
+from raydkm.objectives.base import BALANCE_TOLERANCE
 from raydkm.objectives.distance import DistanceObjective
+from raydkm.objectives.logistic import LogisticObjective
+from raydkm.ops.balance import Balance
 from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Extent, Moments
-from raydkm.ops.statistics import hard_statistics
-from raydkm.ops.temperature import AUTO_FRACTION, collapse_temperature
+from raydkm.ops.statistics import cluster_fields, hard_statistics
+from raydkm.ops.temperature import collapse_temperature
 
 logger = logging.getLogger("raydkm")
+
+#: Where annealing begins, as a part of T_c: above it all prototypes coincide.
+HOT = 0.9
+
+#: Passes at most, after the steps, in which scalings alone are swept where shares are to be held.
+FINAL_SWEEPS = 100
 
 
 @dataclass(frozen=True)
@@ -37,12 +46,13 @@ class Fitted:
     """What a fit found. Tensors are on the CPU; `prototypes` and `shift` are as in `State` and `Frame`."""
 
     state: State
+    means: Tensor  # (K, d) of each cluster's rows, assigned to their best score
     shift: Tensor
     temperature: float
     collapse_temperature: float | None
     counts: Tensor  # (K,) weight of each cluster's rows, assigned to their best score
     inertia: float  # weighted sum of squared distances to the assigned prototype
-    settled: bool
+    stopped: str  # by which rule: shift, objective, max_steps or max_time
     history: list[dict[str, Any]]
     facts: dict[str, Any]  # rows, weight, fingerprint, seeding: what a person wants to know of the run
     seconds: dict[str, float] = field(default_factory=dict)
@@ -100,34 +110,26 @@ def fit_rows(
             raise InputError(f"{config.clusters} clusters but only {look.counted} {counted}; ask for fewer clusters")
         frame = _frame_at_sample_mean(look, config.metric)
         _check_scale(look.extent, frame)
-        facts = measure(passes, look.extent, frame, covariance=config.has_temperature)
+        kind = OBJECTIVES[config.objective]
+        facts = measure(passes, look.extent, frame, covariance=config.has_temperature or kind.needs_covariance)
         critical = collapse_temperature(facts.covariance) if facts.covariance is not None else None
         temperature = _temperature(config, critical)
         clock.lap("survey")
 
-        def objective(of: Moments) -> DistanceObjective:
-            return OBJECTIVES[config.objective](
-                clusters=config.clusters,
-                temperature=temperature,
-                beta=config.balance,
-                moments=of,
-                frame=frame,
-                tol=config.tol,
-                precision=config.precision,
-                device=device,
-            )
+        def objective(of: Moments) -> Objective:
+            return kind(setting_of(config, of, frame, temperature, critical, device))
 
         goal = objective(facts)
         saved = _saved(checkpoints, comm)
         if saved is not None:
             saved.check_config(config)
             saved.check_data(look.fingerprint)
-            saved.check_start(None if start is None else digest(start))
             state, seeding, history = saved.state, saved.seeding, list(saved.history)
         elif start is not None:
-            (state, seeding), history = given(start, config, frame), []
+            prototypes, seeding = given(start, config, frame)
+            state, history = goal.begin(prototypes), []
         else:
-            (state, seeding), history = seeded(passes, look, config, frame, facts, objective), []
+            (state, seeding), history = seeded(passes, look, config, frame, facts, goal, objective), []
         report(
             "run",
             config=config.model_dump(),
@@ -144,34 +146,39 @@ def fit_rows(
             if checkpoints is not None and comm.rank == 0 and (now or checkpoints.due()):
                 checkpoints.save(Checkpoint(state, history, seeding, config.model_dump(), look.fingerprint))
 
-        def record(state: State, terms: Terms, seconds: dict[str, float]) -> None:
+        def record(state: State, terms: Terms, seconds: dict[str, float]) -> bool:
             history.append({"step": state.step, **terms.asdict(), **seconds})
             left = seconds_left(history, goal.settled_shift, config.max_steps)
             rate = look.extent.rows / seconds["seconds"]
             report("step", **history[-1], rows_per_second=rate, seconds_left=left)
             save(state, now=False)
+            return clock.is_over(config.max_time, comm)
 
         if saved is None:
             save(state, now=True)
         if not (history and history[-1]["settled"]):
             state = adm(goal, state, passes, config.max_steps, record)
-        if comm.rank == 0 and not history[-1]["settled"]:
-            logger.warning("stopped after max_steps = %d steps, before the fit had settled", config.max_steps)
+        stopped = history[-1]["settled"] or ("max_steps" if state.step >= config.max_steps else "max_time")
+        if comm.rank == 0 and stopped in ("max_steps", "max_time"):
+            logger.warning("stopped by %s = %g, before the fit had settled", stopped, getattr(config, stopped))
+        if goal.balance.held and history[-1]["balance_residual"] > BALANCE_TOLERANCE:
+            state = hold_shares(goal, state, passes, FINAL_SWEEPS)
         save(state, now=True)
         clock.lap("steps")
 
-        inertia, counts = _assignment(passes, goal, state, frame, facts, labels)
+        inertia, counts, means = _assignment(passes, goal, state, frame, facts, labels)
         clock.lap("assignment")
         peaks = comm.all_gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    report("end", steps=state.step, settled=bool(history[-1]["settled"]), inertia=inertia)
+    report("end", steps=state.step, stopped=stopped, inertia=inertia)
     return Fitted(
         state=state,
+        means=means,
         shift=frame.shift,
         temperature=temperature,
         collapse_temperature=critical,
         counts=counts,
         inertia=inertia,
-        settled=bool(history[-1]["settled"]),
+        stopped=stopped,
         history=history,
         facts={
             "rows": facts.rows,
@@ -207,19 +214,51 @@ def _temperature(config: FitConfig, critical: float | None) -> float:
     """The absolute temperature that `config` means, given T_c (None where the objective needs none)."""
     if critical is None:
         return 0.0
-    if config.lam is not None:
+    kind = OBJECTIVES[config.objective]
+    if config.lam is not None and issubclass(kind, DistanceObjective):
         return config.lam * config.clusters
     if isinstance(config.temperature, float):
         return config.temperature
-    fraction = config.fraction_of_tc() or AUTO_FRACTION
+    fraction = config.fraction_of_tc() or kind.auto_fraction
     # all rows equal: any temperature gives the same (single) prototype
     return fraction * critical if critical > 0 else 1.0
 
 
+def setting_of(
+    config: FitConfig,
+    moments: Moments,
+    frame: Frame,
+    temperature: float,
+    critical: float | None,
+    device: torch.device,
+) -> Setting:
+    """What `config` asks of an objective on rows of these moments."""
+    target = None if config.marginal is None else torch.tensor(config.marginal, dtype=torch.float64)
+    return Setting(
+        clusters=config.clusters,
+        temperature=temperature,
+        moments=moments,
+        frame=frame,
+        balance=Balance(config.balance, target, config.min_share, config.max_share),
+        weights=(config.l1, config.l2, config.l3),
+        lam=config.lam,
+        tol=config.tol,
+        objective_tol=config.objective_tol,
+        hot=max(temperature, HOT * (critical or 0.0)),
+        anneal=config.anneal,
+        empty=config.empty,
+        precision=config.precision,
+        device=device,
+    )
+
+
 def _assignment(
-    passes: Passes, goal: DistanceObjective, state: State, frame: Frame, facts: Moments, labels: Tensor | None
-) -> tuple[float, Tensor]:
-    """Inertia and cluster weights of the hard assignment to the final prototypes."""
+    passes: Passes, goal: Objective, state: State, frame: Frame, facts: Moments, labels: Tensor | None
+) -> tuple[float, Tensor, Tensor]:
+    """Inertia, weights and means of the clusters under the hard assignment of all rows by the final state.
+
+    Distances are to the prototypes; in the logistic family, which has none, to the means.
+    """
 
     def keep(first: int, tile: Tensor) -> None:
         if labels is not None:
@@ -227,11 +266,13 @@ def _assignment(
 
     scores = goal.scores(state)
     local = hard_statistics(scores, frame, screen=goal.screen, on_labels=keep)
-    statistics = passes.sum(goal.fields, local)
+    fields = cluster_fields(len(scores), facts.rows, facts.max_weight, facts.bound, hard=True)
+    statistics = passes.sum(fields, local)
     counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
-    theta = scores.prototypes.double().cpu()
+    means = sums / counts.clamp(min=1e-300)[:, None]
+    theta = means if isinstance(goal, LogisticObjective) else scores.prototypes.double().cpu()
     inertia = facts.square - 2 * float((sums * theta).sum()) + float(counts @ theta.square().sum(1))
-    return max(0.0, inertia), counts
+    return max(0.0, inertia), counts, means
 
 
 class _Clock:
@@ -240,7 +281,13 @@ class _Clock:
     def __init__(self, report: Reporter) -> None:
         self._report = report
         self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._last = self._began = time.perf_counter()
+
+    def is_over(self, seconds: float | None, comm: Comm) -> bool:
+        """Whether so much time has passed since the beginning, by the first worker's clock."""
+        if seconds is None:
+            return False
+        return bool(comm.all_gather(time.perf_counter() - self._began >= seconds)[0])
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The ADM loop."""
+"""The ADM loop, and the sweeps after it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ from dataclasses import asdict
 
 from raydkm.engine.passes import Passes
 from raydkm.objectives import Objective, State, Terms
+from raydkm.objectives.base import BALANCE_TOLERANCE
 
-#: Called after every step with the new state, the step's terms and its seconds: of all of it, and of its parts.
-Watch = Callable[[State, Terms, dict[str, float]], None]
+#: Called after every step with the new state, the step's terms and its seconds: of all of it, and of its parts. Says
+#: whether to stop.
+Watch = Callable[[State, Terms, dict[str, float]], bool]
 
 
-def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watch: Watch | None = None) -> State:
+def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watch: Watch) -> State:
     """Alternate targets (E-step, over all rows) and model (update) until settled, or for `max_steps` steps."""
     while state.step < max_steps:
         began = time.perf_counter()
-        statistics = passes.sum(objective.fields, objective.e_step(state))
+        statistics = passes.sum(objective.fields(state), objective.e_step(state))
         state, terms = objective.update(state, statistics)
-        if watch is not None:
-            watch(state, terms, {"seconds": time.perf_counter() - began, **asdict(passes.timing)})
-        if terms.settled:
+        seconds = {"seconds": time.perf_counter() - began, **asdict(passes.timing)}
+        if watch(state, terms, seconds) or terms.settled:
+            break
+    return state
+
+
+def hold_shares(objective: Objective, state: State, passes: Passes, most: int) -> State:
+    """Sweep the scalings alone, with the model as it is, until the clusters' shares are held, or for `most` passes."""
+    for _ in range(most):
+        statistics = passes.sum(objective.fields(state), objective.e_step(state))
+        state, residual = objective.sweep(state, statistics)
+        if residual <= BALANCE_TOLERANCE:
             break
     return state

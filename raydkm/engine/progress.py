@@ -5,7 +5,7 @@ An event is a dict whose "event" is one of
 - ``run``: the fit begins. `config`, `rows`, `dim`, `workers`, `threads`, `device`, `resumed_step`
 - ``phase``: a phase has ended. `phase` (ingest, survey, seeding, steps, assignment), `seconds`
 - ``step``: the fields of a history entry, `rows_per_second` and `seconds_left` (None if unknown)
-- ``end``: the fit has ended. `steps`, `settled`, `inertia`
+- ``end``: the fit has ended. `steps`, `stopped` (by which rule), `inertia`
 - ``failed``: it was refused, or given up. `error`
 - ``lost``: a worker did not answer, and all are started again. `error`; from the worker that noticed: where that is
   not the first, only to the log and the run's directory
@@ -127,7 +127,8 @@ class EventFile:
 
     def __init__(self, run_dir: str):
         self._name = inside(run_dir, "events.jsonl")
-        self._lines: bytes | None = None
+        self._lines = b""
+        self._earlier: bytes | None = None
         self._written = 0.0
 
     def __call__(self, event: Event) -> None:
@@ -138,27 +139,26 @@ class EventFile:
             with files.open_append_stream(path) as stream:
                 stream.write(line)
             return
-        if self._lines is None:
-            self._lines = _content(files, path)
         self._lines += line
         last = event["event"] in ("end", "failed", "lost")
         if last or time.monotonic() - self._written >= REWRITE_S:
             self._written = time.monotonic()
             try:
+                if self._earlier is None:
+                    self._earlier = _content(files, path)
                 with files.open_output_stream(path) as stream:
-                    stream.write(self._lines)
-            except OSError as error:
+                    stream.write(self._earlier + self._lines)
+            except (OSError, pa.ArrowException) as error:
                 if last:
                     raise
                 logger.warning("%s: not written (%s); trying again in %g s", self._name, error, REWRITE_S)
 
 
 def _content(files: fs.FileSystem, path: str) -> bytes:
-    try:
-        with files.open_input_stream(path) as stream:
-            return stream.read()
-    except (FileNotFoundError, pa.ArrowException):
+    if files.get_file_info(path).type == fs.FileType.NotFound:
         return b""
+    with files.open_input_stream(path) as stream:
+        return stream.read()
 
 
 def _duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -19,8 +20,7 @@ from raydkm.engine.passes import Passes
 from raydkm.engine.seed_all import SEEDINGS_OF_ALL, SeedingOfAll
 from raydkm.engine.survey import Survey, measure
 from raydkm.errors import ConfigError
-from raydkm.objectives import State
-from raydkm.objectives.distance import DistanceObjective
+from raydkm.objectives import Objective, State
 from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Moments
 from raydkm.ops.seeding import SEEDINGS
@@ -38,8 +38,8 @@ def seed_rows(config: FitConfig, total: int) -> int:
     return min(total, max(wanted, config.clusters))
 
 
-def given(start: np.ndarray, config: FitConfig, frame: Frame) -> tuple[State, dict[str, Any]]:
-    """The state at initial prototypes `start` (K, d), in the coordinates of the data."""
+def given(start: np.ndarray, config: FitConfig, frame: Frame) -> tuple[Tensor, dict[str, Any]]:
+    """Initial prototypes `start` (K, d) of the data's coordinates, in those of the frame; and a record of them."""
     start = np.asarray(start, dtype=np.float64)
     expected = (config.clusters, len(frame.shift))
     if start.shape != expected:
@@ -49,10 +49,7 @@ def given(start: np.ndarray, config: FitConfig, frame: Frame) -> tuple[State, di
     prototypes = frame.normalise(torch.from_numpy(start)) - frame.shift
     if not bool(prototypes.isfinite().all()):
         raise ConfigError("initial prototypes: a zero vector has no direction (metric cosine)")
-    return State(0, prototypes, torch.zeros(config.clusters, dtype=torch.float64)), {
-        "init": "array",
-        "sha256": digest(start),
-    }
+    return prototypes, {"init": "array", "sha256": digest(start)}
 
 
 def digest(start: np.ndarray) -> str:
@@ -66,22 +63,26 @@ def seeded(
     config: FitConfig,
     frame: Frame,
     facts: Moments,
-    objective: Callable[[Moments], DistanceObjective],
+    goal: Objective,
+    objective: Callable[[Moments], Objective],
 ) -> tuple[State, dict[str, Any]]:
     """Seed on the sample; of several restarts, each a short fit of the sample, return the best.
 
-    The fit goes on from where the best restart has come to, or, where the sample is all there is, repeats it from
-    its beginning, so that the history tells the whole course.
+    The fit goes on from where the best restart has come to. Where the sample is all there is, or it is annealed, it
+    repeats it from its beginning, so that the history tells the whole course.
     """
     if config.seed_rows == "all" and config.init in SEEDINGS_OF_ALL and not look.sample_is_all:
-        return seeded_of_all(passes, look, config, frame, facts)
+        prototypes, record = seeded_of_all(passes, look, config, frame, facts)
+        return goal.begin(prototypes), record
     clusters, weight = config.clusters, look.sample_weight
-    among = torch.arange(max(clusters, len(weight))) % len(weight)  # rows again and again, if too few of them differ
+    z, shares = frame(look.sample_rows), weight
+    if len(z) < clusters:  # rows again and again, if too few of them differ
+        among = torch.arange(clusters) % len(z)
+        z, shares = z[among], weight[among]
 
     def drawn(restart: int) -> State:
         rng = np.random.Generator(np.random.Philox(key=[config.seed, restart]))
-        prototypes = SEEDINGS[config.init](frame(look.sample_rows)[among], weight[among], clusters, rng).double()
-        return State(0, prototypes, torch.zeros(clusters, dtype=torch.float64))
+        return goal.begin(SEEDINGS[config.init](z, shares, clusters, rng).double())
 
     if config.n_init == 1:
         return drawn(0), {"init": config.init, "sample_rows": len(weight)}
@@ -90,12 +91,11 @@ def seeded(
     alone = Passes(RowSource.of(look.sample_rows, weighted).to(passes.device), Solo(), passes.device)
     heaviest = 1.0 if weighted is None else float(weight.max())
     extent = replace(look.extent, rows=len(weight), max_weight=heaviest)
-    goal = objective(measure(alone, extent, frame, covariance=False))
+    of_sample = objective(measure(alone, extent, frame, covariance=goal.needs_covariance))
 
     def restart(number: int) -> tuple[int, float, State]:
-        reached: list[float] = []
-        state = adm(goal, drawn(number), alone, RESTART_STEPS, lambda _state, terms, _: reached.append(terms.objective))
-        return number, reached[-1], replace(state, step=0)
+        state = adm(of_sample, drawn(number), alone, config.anneal + RESTART_STEPS, lambda *_: False)
+        return number, state.objective, replace(state, step=0, objective=math.inf)
 
     comm = passes.comm
     mine = list(passes.map(restart, range(comm.rank, config.n_init, comm.world_size)))
@@ -103,13 +103,13 @@ def seeded(
     best = min(objectives, key=lambda number: (objectives[number], number))
     [state] = [s for s in comm.all_gather(next((s for number, _, s in mine if number == best), None)) if s is not None]
     reached = [objectives[number] for number in range(config.n_init)]
-    state = drawn(best) if look.sample_is_all else state
+    state = drawn(best) if look.sample_is_all or config.anneal else state
     return state, {"init": config.init, "sample_rows": len(weight), "restart_objectives": reached}
 
 
 def seeded_of_all(
     passes: Passes, look: Survey, config: FitConfig, frame: Frame, facts: Moments
-) -> tuple[State, dict[str, Any]]:
+) -> tuple[Tensor, dict[str, Any]]:
     """Seed on all rows; of several seedings, return the one with the least sum of squared distances.
 
     There is no short fit of the sample here: clusters that it lacks would be lost again.
@@ -128,4 +128,4 @@ def seeded_of_all(
     reached = [value / facts.weight for value, _ in found]
     best = found[int(np.argmin(reached))][1]
     seeding_record = {"init": config.init, "sample_rows": facts.rows, "restart_objectives": reached}
-    return State(0, best, torch.zeros(config.clusters, dtype=torch.float64)), seeding_record
+    return best, seeding_record

@@ -6,60 +6,152 @@ followed by ``state, terms = objective.update(state, statistics)`` (the model, g
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from raydkm.ops.balance import Balance
 from raydkm.ops.exact import Field, Statistics
+from raydkm.ops.frame import Frame
+from raydkm.ops.hard import has_bf16_units
+from raydkm.ops.moments import Moments
+from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local
+
+#: A balanced fit has settled when no scaling changes by more than this in a step.
+BALANCE_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything that changes from step to step.
+    """Everything that changes from step to step, in the coordinates of the frame.
 
     Parameters
     ----------
     step : int
         ADM steps done.
     prototypes : Tensor (K, d) of float64
-        theta', in the coordinates of the frame.
+        theta'; in the logistic family theta.
+    bias : Tensor (K,) of float64
+        b of the logistic family; else zero.
     log_s : Tensor (K,) of float64
         Logarithms of the balance scalings; zero without balance.
+    objective : float
+        What the last step reached; infinite before the first.
     """
 
     step: int
     prototypes: Tensor
+    bias: Tensor
     log_s: Tensor
+    objective: float = math.inf
+
+    @classmethod
+    def at(cls, prototypes: Tensor, bias: Tensor | None = None) -> State:
+        log_s = torch.zeros(len(prototypes), dtype=torch.float64)
+        return cls(0, prototypes, torch.zeros_like(log_s) if bias is None else bias, log_s)
 
 
 @dataclass(frozen=True)
 class Terms:
     """What one step reached: the objective and what it is made of. Entropies are in nats.
 
-    `objective` belongs to the targets of this step and the prototypes updated from them.
+    In the distance family `objective` belongs to the targets of this step and the prototypes updated from them, in the
+    logistic family to the targets and the model that they were computed from.
     """
 
     objective: float
-    distortion: float  # weighted mean of sum_k q_ik ||z_i - theta'_k||^2
-    posterior_entropy: float  # weighted mean over rows
+    distortion: float | None  # weighted mean of sum_k q_ik ||z_i - theta'_k||^2; distance family
+    cross_entropy: float | None  # weighted mean of -sum_k q_ik log p_ik; logistic family
+    penalty: float | None  # lambda sum_k ||theta_k||^2; logistic family
+    temperature: float  # T of this step
+    posterior_entropy: float  # weighted mean over rows, of q
     marginal_entropy: float  # of the cluster shares
     shift: float  # Euclidean norm of the change of all prototypes
     balance_residual: float  # largest change of a log s_k; 0 without balance
     smallest: float  # weight of the smallest cluster, sum_i w_i q_ik
     largest: float
-    relocated: int  # empty clusters moved beside the largest ones
-    settled: bool  # the stopping rule is met
+    relocated: int  # empty clusters moved elsewhere
+    duplicates: int  # prototypes that equal another one
+    settled: str | None  # the stopping rule that is met: "shift" or "objective"
 
-    def asdict(self) -> dict[str, float | int | bool]:
+    def asdict(self) -> dict[str, float | int | str | None]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all objectives are made from.
+
+    Parameters
+    ----------
+    clusters : int
+    temperature : float
+        T, absolute, in units of squared distance; for a hard objective only the price scale of the balance term, in
+        the logistic family that of the first targets.
+    moments : Moments
+    frame : Frame
+    balance : Balance
+        Of the distance family and of `sinkhorn`.
+    weights : tuple of float
+        (l1, l2, l3) of `tim`, of which `sinkhorn` takes l2 and l3.
+    lam : float, optional
+        lambda of the logistic family; by default it follows from T.
+    tol : float
+        Tolerance of the shift, as in scikit-learn's KMeans: relative to the mean column variance.
+    objective_tol : float, optional
+        Tolerance of the objective's relative change in a step; by default that of the family.
+    hot : float
+        Temperature at which annealing begins.
+    anneal : int
+        Steps in which T falls geometrically from `hot` to `temperature`.
+    empty : {"split", "keep"}
+        What becomes of prototypes without rows.
+    precision : {"auto", "fp32", "bf16"}
+    device : torch.device
+    """
+
+    clusters: int
+    temperature: float
+    moments: Moments
+    frame: Frame
+    balance: Balance = field(default_factory=Balance)
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    lam: float | None = None
+    tol: float = 0.0
+    objective_tol: float | None = None
+    hot: float = 0.0
+    anneal: int = 0
+    empty: str = "split"
+    precision: str = "auto"
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
 
 class Objective(ABC):
     """The two steps of the alternating direction method."""
 
-    fields: tuple[Field, ...]
+    hard: ClassVar[bool] = False
+    needs_covariance: ClassVar[bool] = False
+    objective_tol: ClassVar[float] = 0.0  # by default
+    auto_fraction: ClassVar[float] = 0.1  # of T_c: what temperature "auto" means
+
+    def __init__(self, setting: Setting):
+        self.setting = setting
+        self.balance = setting.balance
+        precision = setting.precision
+        self.screen = precision == "bf16" or (precision == "auto" and has_bf16_units(setting.device))
+
+    @abstractmethod
+    def begin(self, prototypes: Tensor) -> State:
+        """The state at initial prototypes (K, d) of float64, in the coordinates of the frame."""
+
+    @abstractmethod
+    def fields(self, state: State) -> tuple[Field, ...]:
+        """What `e_step` sums."""
 
     @abstractmethod
     def e_step(self, state: State) -> Local:
@@ -68,3 +160,33 @@ class Objective(ABC):
     @abstractmethod
     def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:
         """M-step, balance sweep and repair, from the statistics of all rows."""
+
+    def sweep(self, state: State, statistics: Statistics) -> tuple[State, float]:
+        """The state with the scalings alone moved on, and the largest change of a log s_k."""
+        log_s = self.balance.sweep(state.log_s, statistics["counts"].cpu())
+        return replace(state, log_s=log_s), float((log_s - state.log_s).abs().max())
+
+    @abstractmethod
+    def scores(self, state: State) -> Scores:
+        """The linear form whose largest value is a row's cluster."""
+
+    @property
+    def settled_shift(self) -> float:
+        """The shift of the prototypes at which a fit has settled; 0 where it is not judged by it."""
+        return 0.0
+
+    def temperature_at(self, step: int) -> float:
+        """T of a step: on the way from `hot` down to the temperature, geometrically, in `anneal` steps."""
+        setting = self.setting
+        if step >= setting.anneal:
+            return setting.temperature
+        return setting.hot * (setting.temperature / setting.hot) ** (step / setting.anneal)
+
+    def _settled(self, state: State, objective: float, residual: float, *, shift: bool) -> str | None:
+        """The stopping rule that a step meets, given whether its shift is small enough."""
+        if state.step < self.setting.anneal or residual > BALANCE_TOLERANCE:
+            return None
+        if shift:
+            return "shift"
+        tol = self.objective_tol if self.setting.objective_tol is None else self.setting.objective_tol
+        return "objective" if abs(objective - state.objective) < tol * abs(objective) else None

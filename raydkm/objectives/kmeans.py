@@ -10,5 +10,5 @@ from raydkm.objectives.distance import DistanceObjective
 class KMeans(DistanceObjective):
     hard = True
 
-    def loss(self, distortion: float, entropy: float, imbalance: float) -> float:
-        return distortion + self.temperature * imbalance
+    def loss(self, distortion: float, entropy: float, imbalance: float, temperature: float) -> float:
+        return distortion + temperature * imbalance

@@ -7,5 +7,5 @@ from raydkm.objectives.distance import DistanceObjective
 
 
 class SoftKMeans(DistanceObjective):
-    def loss(self, distortion: float, entropy: float, imbalance: float) -> float:
-        return distortion + self.temperature * (imbalance - entropy)
+    def loss(self, distortion: float, entropy: float, imbalance: float, temperature: float) -> float:
+        return distortion + temperature * (imbalance - entropy)

@@ -11,5 +11,5 @@ from raydkm.objectives.distance import DistanceObjective
 
 
 class SRKMeans(DistanceObjective):
-    def loss(self, distortion: float, entropy: float, imbalance: float) -> float:
-        return (distortion - self.second_moment) / self.temperature - entropy + imbalance
+    def loss(self, distortion: float, entropy: float, imbalance: float, temperature: float) -> float:
+        return (distortion - self.second_moment) / temperature - entropy + imbalance

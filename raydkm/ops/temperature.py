@@ -1,12 +1,9 @@
-"""Temperatures: the collapse temperature T_c and the ways to state T."""
+"""Temperatures: the collapse temperature T_c"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-#: What temperature "auto" means, as a fraction of T_c.
-AUTO_FRACTION = 0.1
 
 
 def collapse_temperature(covariance: Tensor) -> float:

@@ -22,7 +22,8 @@ OPTIONS = {"clusters": 40, "tol": 0, "max_steps": 60, "n_init": 1, "temperature"
 
 def checkpoint(step: int = 3) -> Checkpoint:
     rng = np.random.default_rng(0)
-    state = State(step, torch.from_numpy(rng.standard_normal((4, 3))), torch.from_numpy(rng.standard_normal(4)))
+    prototypes, bias, log_s = (torch.from_numpy(rng.standard_normal(shape)) for shape in ((4, 3), 4, 4))
+    state = State(step, prototypes, bias, log_s, 0.7)
     return Checkpoint(state, [{"step": 1, "objective": 0.1 + 0.2}], {"init": "random"}, FitConfig().model_dump(), "f")
 
 
@@ -36,6 +37,8 @@ def test_a_checkpoint_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     assert found.state.step == 4
     assert torch.equal(found.state.prototypes, checkpoint().state.prototypes)
     assert torch.equal(found.state.log_s, checkpoint().state.log_s)
+    assert torch.equal(found.state.bias, checkpoint().state.bias)
+    assert found.state.objective == 0.7
     assert (found.history, found.config) == (checkpoint().history, checkpoint().config)
     assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["checkpoint.safetensors"]
 

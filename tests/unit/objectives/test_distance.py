@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from raydkm import objectives
 from raydkm.engine.loop import adm
 from raydkm.objectives import State, Terms
+from raydkm.objectives.distance import DistanceObjective
 from raydkm.ops.balance import strength
 
 OBJECTIVES = ["kmeans", "soft-kmeans", "sr-kmeans"]
@@ -48,7 +50,7 @@ def plogp(q: NDArray) -> float:
 
 
 def test_every_registered_objective_is_tested() -> None:
-    assert list(objectives.OBJECTIVES) == OBJECTIVES
+    assert [name for name, kind in objectives.OBJECTIVES.items() if issubclass(kind, DistanceObjective)] == OBJECTIVES
 
 
 @every_objective
@@ -82,7 +84,7 @@ def test_terms_and_prototypes_are_those_written_out_in_numpy(problem, objective,
     weight = np.random.default_rng(seed).random(len(x)) + 0.1
     p = problem(x, start, objective=objective, temperature=temperature, beta=beta, weight=weight)
     before, _ = course(p, 3)
-    state, terms = p.goal.update(before, p.passes.sum(p.goal.fields, p.goal.e_step(before)))
+    state, terms = p.goal.update(before, p.passes.sum(p.goal.fields(before), p.goal.e_step(before)))
 
     q, n = posteriors(p.z, before, temperature), weight.sum()
     counts = weight @ q
@@ -119,7 +121,7 @@ def test_the_loss_differs_from_regularised_mutual_information_by_a_known_term(
     weight = np.random.default_rng(seed).random(len(x)) + 0.1
     p = problem(x, start, temperature=lam * clusters, weight=weight)
     before, _ = course(p, steps)
-    after, terms = p.goal.update(before, p.passes.sum(p.goal.fields, p.goal.e_step(before)))
+    after, terms = p.goal.update(before, p.passes.sum(p.goal.fields(before), p.goal.e_step(before)))
 
     w = weight / weight.sum()
     q = posteriors(p.z, before, lam * clusters)
@@ -179,7 +181,7 @@ def test_one_warm_sweep_a_step_reaches_the_fixed_point_of_full_sweeping(problem,
     theta, log_s = start - p.frame.shift.numpy(), np.zeros(3)
     for _ in range(150):
         for _ in range(400):
-            q = posteriors(p.z, State(0, torch.from_numpy(theta), torch.from_numpy(log_s)), temperature)
+            q = posteriors(p.z, replace(State.at(torch.from_numpy(theta)), log_s=torch.from_numpy(log_s)), temperature)
             swept = beta * (log_s - np.log(q.mean(0)))
             swept -= swept.mean()
             done, log_s = np.abs(swept - log_s).max() < 1e-13, swept
