@@ -19,6 +19,10 @@ from raydkm.ops.health import duplicates
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local, cluster_fields, hard_statistics, soft_statistics
 
+#: Where shares are held to what is asked, prototypes wait while a scaling changes by more than this in a sweep. Else
+#: means that jump and scalings that lag behind them drive each other in circles.
+HELD_TOLERANCE = 0.1
+
 
 class DistanceObjective(Objective):
     """Soft or hard k-means with an optional balance term."""
@@ -75,6 +79,8 @@ class DistanceObjective(Objective):
             if setting.empty != "keep":
                 log_s[empty] = log_s[donors]
             residual = float((log_s - state.log_s).abs().max())
+            if self.balance.held and residual > HELD_TOLERANCE and bool(alive.all()):
+                prototypes = state.prototypes
         shift = torch.linalg.vector_norm(prototypes - state.prototypes).item()
 
         temperature = self.temperature_at(state.step)

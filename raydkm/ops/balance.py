@@ -82,7 +82,8 @@ def sweep_within(log_s: Tensor, counts: Tensor, low: float, high: float) -> Tens
     """log s_k <- max(log(low s_k N / n_k), min(log(high s_k N / n_k), 0)): 1 where a share is within its bounds."""
     up = log_s + _log_ratio(torch.full_like(counts, low), counts)
     down = log_s + _log_ratio(torch.full_like(counts, high), counts)
-    return torch.maximum(up, down.clamp(max=0.0))
+    log_s = torch.maximum(up, down.clamp(max=0.0))
+    return log_s - log_s.min().clamp(min=0.0) - log_s.max().clamp(max=0.0)  # a softmax does not see a common factor
 
 
 def _log_ratio(target: Tensor, counts: Tensor) -> Tensor:

@@ -72,6 +72,29 @@ def kmeans_parallel(z: Tensor, weight: Tensor, clusters: int, rng: Generator, ro
     return kmeans_plus_plus(z[candidates], owned.clamp_(min=1e-300), clusters, rng)
 
 
+def afk_mc2(z: Tensor, weight: Tensor, clusters: int, rng: Generator, chain: int = 200) -> Tensor:
+    """AFK-MC^2 (Bachem et al., NeurIPS 2016): k-means++ by Markov chains of length `chain`, without a pass a prototype.
+
+    The proposal mixes the weights and the squared distances to the first prototype, half and half. Parameters and
+    result as in `kmeans_plus_plus`.
+    """
+    chosen = torch.empty(clusters, z.shape[1], dtype=z.dtype)
+    chosen[0] = z[_draw(weight, 1, rng)[0]]
+    mass = weight * _squares(z, z.square().sum(1), chosen[:1])[:, 0]
+    proposal = weight / weight.sum() + (mass / mass.sum() if float(mass.sum()) > 0 else 0.0)
+    for k in range(1, clusters):
+        candidates = _draw(proposal, chain, rng)
+        rows = z[candidates]
+        nearest = _squares(rows, rows.square().sum(1), chosen[:k]).amin(1)
+        ratio = (weight[candidates] * nearest / proposal[candidates]).tolist()
+        at = 0
+        for step, chance in enumerate(rng.random(chain)):
+            if ratio[step] > chance * ratio[at]:
+                at = step
+        chosen[k] = rows[at]
+    return chosen
+
+
 def keep_nearest(z: Tensor, square: Tensor, new: Tensor, first: int, nearest: Tensor, owner: Tensor) -> None:
     """Update, in place, each row's squared distance to its nearest candidate and that candidate's number.
 
@@ -88,6 +111,7 @@ def keep_nearest(z: Tensor, square: Tensor, new: Tensor, first: int, nearest: Te
 SEEDINGS: dict[str, Seeding] = {
     "k-means||": kmeans_parallel,
     "k-means++": kmeans_plus_plus,
+    "afk-mc2": afk_mc2,
     "random": random_rows,
 }
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydkm.ops.seeding import SEEDINGS, kmeans_parallel, kmeans_plus_plus, random_rows
+from raydkm.ops.seeding import SEEDINGS, afk_mc2, kmeans_parallel, kmeans_plus_plus, random_rows
 
 every_seeding = pytest.mark.parametrize("name", SEEDINGS)
 
@@ -73,7 +73,7 @@ def test_random_rows_are_drawn_in_proportion_to_their_weights() -> None:
     np.testing.assert_allclose([drawn[k] / 4000 for k in (0.0, 1.0, 2.0)], [0.1, 0.2, 0.7], atol=0.04)
 
 
-@pytest.mark.parametrize("seeding", [kmeans_plus_plus, kmeans_parallel])
+@pytest.mark.parametrize("seeding", [kmeans_plus_plus, kmeans_parallel, afk_mc2])
 def test_a_heavy_group_draws_the_prototypes_that_light_rows_would_not(seeding) -> None:
     spread = torch.tensor([[0.0], [1.0], [100.0], [101.0]])
     heavy = torch.tensor([1e9, 1e9, 1.0, 1e-9], dtype=torch.float64)

@@ -1,0 +1,139 @@
+"""Shares of the clusters, annealing, where a fit begins, and why it stops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import raydkm
+from raydkm.api.given import read_given
+from raydkm.errors import ConfigError, ModelError
+from raydkm.ops.balance import Balance
+
+
+def uneven(rng: np.random.Generator) -> np.ndarray:
+    parts = ((900, 0.5, (0, 0)), (200, 1.0, (3, 0)), (100, 1.0, (0, 4)))
+    return np.concatenate([rng.standard_normal((n, 2)) * spread + centre for n, spread, centre in parts])
+
+
+SOFT = {"clusters": 4, "objective": "soft-kmeans", "temperature": "0.3Tc", "tol": 1e-8, "max_steps": 1000}
+
+
+def shares(model: raydkm.Model, x: np.ndarray) -> np.ndarray:
+    """q_hat of the final model."""
+    logits = model.scores()(model.frame()(torch.from_numpy(x))) * (2 / model.temperature)
+    return logits.double().softmax(1).mean(0).numpy()
+
+
+@pytest.mark.parametrize("marginal", [[4.0, 3, 2, 1], [1, 1, 1, 1]])
+def test_shares_are_pulled_to_the_marginal_given(rng: np.random.Generator, marginal: list[float]) -> None:
+    x, wanted = uneven(rng), np.array(marginal) / np.sum(marginal)
+    gaps = []
+    for balance in (0.3, 0.9, 1.0):
+        model = raydkm.fit(x, marginal=marginal, balance=balance, **SOFT)
+        gaps.append(float(np.abs(shares(model, x) - wanted).max()))
+    assert gaps[2] < 0.012
+    assert gaps[0] > gaps[1] > gaps[2]
+
+
+def test_shares_stay_within_their_bounds(rng: np.random.Generator) -> None:
+    x = uneven(rng)
+    free, bounded = (raydkm.fit(x, **SOFT, **bounds) for bounds in ({}, {"min_share": 0.2, "max_share": 0.3}))
+    assert shares(free, x).max() > 0.35
+    assert 0.19 < shares(bounded, x).min() < shares(bounded, x).max() < 0.31
+    wide = raydkm.fit(x, **SOFT, min_share=1e-3, max_share=0.99)
+    assert not wide.log_s.any()  # within wide bounds nothing is asked
+    np.testing.assert_allclose(wide.cluster_centers, free.cluster_centers, atol=1e-5)
+
+
+def test_hard_clusters_too_have_bounds() -> None:
+    x = load_digits().data
+    model = raydkm.fit(x, clusters=10, objective="kmeans", min_share=0.09, max_share=0.11)
+    assert model.history[-1]["smallest"] > 0.08 * len(x)
+    assert model.history[-1]["largest"] < 0.12 * len(x)
+
+
+def test_a_balance_without_anything_asked_is_none() -> None:
+    assert not Balance().active
+    assert not Balance(0.5).held
+    assert Balance(1.0).held
+    assert Balance(low=0.1).held
+
+
+def test_annealing_lowers_the_temperature_and_forgets_the_seeds() -> None:
+    x = load_digits().data
+    options = {"clusters": 10, "n_init": 1, "init": "random", "temperature": "0.05Tc", "tol": 1e-8}
+    plain, annealed = ([raydkm.fit(x, seed=seed, anneal=anneal, **options) for seed in range(5)] for anneal in (0, 40))
+    course = annealed[0].history
+    assert course[0]["temperature"] == pytest.approx(0.9 * annealed[0].record["collapse_temperature"])
+    temperatures = [entry["temperature"] for entry in course]
+    assert temperatures[:41] == sorted(temperatures[:41], reverse=True)
+    assert set(temperatures[40:]) == {annealed[0].temperature}
+    reached = [np.array([model.history[-1]["objective"] for model in models]) for models in (plain, annealed)]
+    assert reached[1].std() < 0.5 * reached[0].std()
+    assert reached[1].mean() < reached[0].mean()
+
+
+def test_the_rule_that_ended_a_fit_is_told(blobs) -> None:
+    x, _ = blobs(rows=500, dim=4, clusters=5, apart=3.0)
+    fits = {
+        "shift": {},
+        "objective": {"tol": 0, "objective_tol": 1e-3},
+        "max_steps": {"tol": 0, "max_steps": 2},
+        "max_time": {"tol": 0, "max_time": 1e-9},
+    }
+    for rule, options in fits.items():
+        model = raydkm.fit(x, clusters=5, **options)
+        assert model.record["stopped"] == rule
+        assert model.history[-1]["settled"] == (rule if rule in ("shift", "objective") else None)
+    assert len(raydkm.fit(x, clusters=5, tol=0, max_time=1e-9).history) == 1
+
+
+def test_prototypes_without_rows_may_be_kept(blobs) -> None:
+    x, _ = blobs(rows=300, dim=3, clusters=4)
+    start = x[:4].astype(np.float64)
+    start[2] = 1e5
+    options = {"clusters": 4, "objective": "kmeans", "init": start, "max_steps": 50}
+    split, kept = (raydkm.fit(x, empty=empty, **options) for empty in ("split", "keep"))
+    assert split.history[0]["relocated"] == 1
+    assert split.counts.min() > 0
+    assert [entry["relocated"] for entry in kept.history] == [0] * len(kept.history)
+    np.testing.assert_allclose(kept.cluster_centers[2], 1e5, rtol=1e-6)
+
+
+def test_duplicate_prototypes_are_counted() -> None:
+    x = np.repeat(np.arange(3.0), 5)[:, None]
+    model = raydkm.fit(x, clusters=5, objective="kmeans", empty="keep")
+    assert model.history[-1]["duplicates"] == 2
+    assert raydkm.fit(x, clusters=3, objective="kmeans").history[-1]["duplicates"] == 0
+
+
+def test_a_fit_goes_on_from_a_model(blobs, tmp_path: Path) -> None:
+    x, _ = blobs(rows=500, dim=4, clusters=5, apart=2.0)
+    first = raydkm.fit(x, clusters=5, max_steps=3, tol=0, out=tmp_path / "m1")
+    for start in (first, tmp_path / "m1", str(tmp_path / "m1")):
+        second = raydkm.fit(x, clusters=5, init=start, max_steps=5, tol=0)
+        assert second.record["seeding"]["init"] == "array"
+        assert second.history[0]["objective"] < first.history[-1]["objective"]
+    with pytest.raises(ModelError, match=r"no model\.json here"):
+        raydkm.fit(x, clusters=5, init=str(tmp_path / "m2"))
+    with pytest.raises(ConfigError, match=r"initial prototypes have shape \(5, 4\), expected \(6, 4\)"):
+        raydkm.fit(x, clusters=6, init=first)
+
+
+@pytest.mark.parametrize("name", ["u.npy", "u.json", "u.txt"])
+def test_a_marginal_is_read_from_a_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name == "u.npy":
+        np.save(path, [1.0, 2, 3])
+    else:
+        path.write_text(json.dumps([1, 2, 3]) if name == "u.json" else "1\n2, 3\n")
+    assert read_given({"marginal": path})[1]["marginal"] == [1, 2, 3]
+    path.write_text("no numbers")
+    with pytest.raises(ConfigError, match=f"marginal: .*{name}: not a file of numbers"):
+        read_given({"marginal": str(path)})
