@@ -15,6 +15,7 @@ from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import Tags, check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from raydkm.api.fit import fit_model, names_files
@@ -23,11 +24,18 @@ from raydkm.api.partial import fit_batch
 from raydkm.config import FitConfig, FitRunConfig, configure
 from raydkm.data.source import RowSource
 from raydkm.engine.label import label
-from raydkm.engine.minibatch import Running
+from raydkm.engine.minibatch import Running, has_batches
 from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
+from raydkm.objectives import OBJECTIVES
 from raydkm.ops.frame import Frame
 from raydkm.ops.soft import SoftAssignment
+
+
+def _learns_from_batches(estimator: DKMeans) -> bool:
+    if estimator.objective in OBJECTIVES and not has_batches(estimator.objective):
+        raise AttributeError(f"objective {estimator.objective} is fitted to all rows at once; use fit")
+    return True
 
 
 class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -36,8 +44,8 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
     Parameters
     ----------
     n_clusters : int, default=8
-    objective : {"sr-kmeans", "soft-kmeans", "kmeans"}, default="sr-kmeans"
-        SR-K-means of Jabi et al. (arXiv 1810.04246), soft k-means, or hard k-means.
+    objective : {"sr-kmeans", "soft-kmeans", "kmeans", "mi", "kl", "tim", "sinkhorn"}, default="sr-kmeans"
+        SR-K-means of Jabi et al. (arXiv 1810.04246), soft or hard k-means, or one with logistic posteriors.
     temperature : "auto", float or str such as "0.1Tc", default="auto"
         Softness, in units of squared distance or as a fraction of the collapse temperature.
     balance : float in [0, 1], default=0.0
@@ -150,6 +158,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
             )
         return self
 
+    @available_if(_learns_from_batches)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DKMeans:  # noqa: N803
         """Move the prototypes towards one batch of rows: mini-batch k-means (Sculley 2010), hard or soft.
 
@@ -165,9 +174,10 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
 
         Raises
         ------
+        AttributeError
+            Of an objective that is fitted to all rows at once.
         ConfigError
-            With `balance` or an objective that is fitted to all rows at once, or if a parameter has been changed
-            since the first batch.
+            With `balance`, or if a parameter has been changed since the first batch.
         """
         if _is_columnar(X):
             raise InputError("partial_fit takes the rows of one batch as an array; give files and tables to fit")

@@ -76,10 +76,13 @@ class Running:
         )
 
 
+def has_batches(objective: str) -> bool:
+    """Whether an objective has a mini-batch form: those with logistic posteriors are fitted to all rows at once."""
+    return issubclass(OBJECTIVES[objective], DistanceObjective)
+
+
 def check_config(config: FitConfig) -> None:
-    """Refuse what has no mini-batch form: the balance of a batch says little about that of all rows."""
-    if not issubclass(OBJECTIVES[config.objective], DistanceObjective):
-        raise ConfigError(f"objective {config.objective} is fitted to all rows at once; use fit")
+    """Refuse what has no mini-batch form: the shares of a batch say little about those of all rows."""
     if config.balance > 0 or config.min_share > 0 or config.max_share < 1:
         raise ConfigError("balance is reached on all rows at once; use fit, or partial_fit without")
     if config.anneal > 0:

@@ -16,10 +16,14 @@ from sklearn.preprocessing import StandardScaler
 import raydkm
 from raydkm import DKMeans
 from raydkm.config import FitConfig, RunConfig
+from raydkm.engine.minibatch import check_config
 from raydkm.errors import ConfigError, InputError
-from raydkm.objectives import OBJECTIVES, Objective
+from raydkm.objectives import OBJECTIVES
+from raydkm.objectives.distance import DistanceObjective
 
-every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
+DISTANCE = [name for name, kind in OBJECTIVES.items() if issubclass(kind, DistanceObjective)]
+
+every_distance_objective = pytest.mark.parametrize("objective", DISTANCE)
 
 
 def test_the_defaults_are_those_of_the_configuration() -> None:
@@ -39,7 +43,7 @@ def test_every_parameter_is_documented() -> None:
     assert all(f"\n{name} : " in documented for name in DKMeans().get_params())
 
 
-@every_objective
+@every_distance_objective
 @pytest.mark.parametrize("balance", [0.0, 0.6])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_predictions_agree_with_the_fit_and_with_float64(blobs, objective: str, balance: float, metric: str) -> None:
@@ -157,7 +161,7 @@ def test_rows_that_are_not_finite_are_refused_at_prediction(blobs, method: str) 
 # Batches
 
 
-@every_objective
+@every_distance_objective
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_batches_come_near_the_fit_of_all_rows(blobs, objective: str, metric: str) -> None:
     x, _ = blobs(rows=3000, dim=6, clusters=4, apart=3.0)
@@ -198,7 +202,7 @@ def test_the_first_batch_fixes_the_temperature(blobs) -> None:
     assert first.partial_fit(10 * x).temperature_ == first.temperature_ == clone(first).partial_fit(x).temperature_
 
 
-@every_objective
+@every_distance_objective
 def test_batches_go_on_from_a_fit_and_from_a_pickle_and_a_fit_begins_anew(blobs, objective: str) -> None:
     x, _ = blobs(rows=600)
     estimator = DKMeans(3, objective=objective, random_state=0).fit(x[:300])
@@ -256,12 +260,19 @@ def test_batches_are_arrays_and_parameters_stay(blobs) -> None:
         estimator.set_params(n_clusters=4, temperature="0.2Tc").partial_fit(x)
 
 
-def test_an_objective_without_batches_is_refused(blobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, _ = blobs()
-    monkeypatch.setitem(OBJECTIVES, "kmeans", Objective)
-    monkeypatch.setattr(Objective, "hard", True, raising=False)
-    with pytest.raises(ConfigError, match="objective kmeans is fitted to all rows at once"):
-        DKMeans(3, objective="kmeans").partial_fit(x)
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in DISTANCE])
+def test_an_objective_without_batches_has_no_partial_fit(objective: str, blobs) -> None:
+    estimator = DKMeans(3, objective=objective)
+    assert not hasattr(estimator, "partial_fit")
+    with pytest.raises(AttributeError) as refusal:
+        estimator.partial_fit(blobs()[0])
+    assert str(refusal.value.__cause__) == f"objective {objective} is fitted to all rows at once; use fit"
+
+
+@pytest.mark.parametrize("options", [{"balance": 0.1}, {"min_share": 0.1}, {"max_share": 0.9}, {"anneal": 5}])
+def test_what_needs_all_rows_is_not_taken_in_batches(options: dict) -> None:
+    with pytest.raises(ConfigError, match="use fit"):
+        check_config(FitConfig(clusters=3, **options))
 
 
 def test_names_of_an_earlier_fit_are_forgotten(blobs) -> None:
