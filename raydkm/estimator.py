@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
-from sklearn.utils import check_random_state
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from raydkm.api.fit import fit_model, names_files
 from raydkm.api.given import read_given
-from raydkm.config import configure
+from raydkm.api.partial import fit_batch
+from raydkm.config import FitConfig, FitRunConfig, configure
 from raydkm.data.source import RowSource
+from raydkm.engine.label import label
+from raydkm.engine.minibatch import Running, has_batches
+from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
-from raydkm.ops.hard import HardAssignment
+from raydkm.objectives import OBJECTIVES
+from raydkm.ops.frame import Frame
 from raydkm.ops.soft import SoftAssignment
 
 
-class DKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
+def _learns_from_batches(estimator: DKMeans) -> bool:
+    if estimator.objective in OBJECTIVES and not has_batches(estimator.objective):
+        raise AttributeError(f"objective {estimator.objective} is fitted to all rows at once; use fit")
+    return True
+
+
+class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
     """Soft, regularised, balanced k-means.
 
     Parameters
     ----------
     n_clusters : int, default=8
-    objective : {"sr-kmeans", "soft-kmeans", "kmeans"}, default="sr-kmeans"
-        SR-K-means of Jabi et al. (arXiv 1810.04246), soft k-means, or hard k-means.
+    objective : {"sr-kmeans", "soft-kmeans", "kmeans", "mi", "kl", "tim", "sinkhorn"}, default="sr-kmeans"
+        SR-K-means of Jabi et al. (arXiv 1810.04246), soft or hard k-means, or one with logistic posteriors.
     temperature : "auto", float or str such as "0.1Tc", default="auto"
         Softness, in units of squared distance or as a fraction of the collapse temperature.
     balance : float in [0, 1], default=0.0
@@ -50,11 +67,16 @@ class DKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
     ----------
     cluster_centers_ : ndarray (n_clusters, n_features) of float64
     labels_ : ndarray (n,) of int64
-        Labels of the training rows; absent after a fit on Ray, where `raydkm.assign` writes them.
+        Labels of the training rows, or of the last batch; absent after a fit on Ray, where `raydkm.assign` writes them.
     inertia_ : float
-        Weighted sum of squared distances of the training rows to their clusters' prototypes.
+        Weighted sum of squared distances of the training rows, or the last batch, to their clusters' prototypes.
     n_iter_ : int
-        ADM steps.
+        ADM steps; each batch of `partial_fit` is one.
+    n_steps_ : int
+        Batches given to `partial_fit` since the last `fit`.
+    n_features_in_ : int
+    feature_names_in_ : ndarray (n_features_in_,) of str
+        Where the data have column names that are all strings.
     temperature_ : float
     history_ : list of dict
         One entry a step, with the fields of `raydkm.objectives.base.Terms`.
@@ -102,68 +124,171 @@ class DKMeans(TransformerMixin, ClusterMixin, BaseEstimator):
         self.column = column
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DKMeans:  # noqa: N803
-        """Fit to an array-like, torch.Tensor, pyarrow.Table, Parquet path or paths, or ray.data.Dataset."""
-        options = self.get_params()
-        options["clusters"] = options.pop("n_clusters")
-        random_state = options.pop("random_state")
-        if isinstance(random_state, int | np.integer):
-            options["seed"] = int(random_state)
-        else:
-            options["seed"] = int(check_random_state(random_state).randint(2**31))
-        start, options = read_given(options)
-        config, run = configure(options)
-        columnar = names_files(X) or isinstance(X, pa.Table) or type(X).__module__.startswith("ray.data")
+        """Fit to an array-like, data frame, torch.Tensor, pyarrow.Table, Parquet path or paths, or ray.data.Dataset.
+
+        Parameters
+        ----------
+        X : what to fit to, (n_samples, n_features)
+        y : ignored
+        sample_weight : array-like (n_samples,), optional
+            Weights of the rows of an array or data frame.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If fewer than `n_clusters` clusters hold rows.
+        """
+        start, config, run = self._configured(self._seed())
+        columnar = _is_columnar(X)
         data = X if columnar else self._array(X, reset=True)
-        self.model_, labels = fit_model(data, config, run, start=start, sample_weight=sample_weight)
-        if labels is not None:
-            self.labels_ = labels
-        elif hasattr(self, "labels_"):  # of an earlier fit
-            del self.labels_
-        model = self.model_
-        self.n_features_in_ = model.dim
-        self.cluster_centers_ = model.cluster_centers
-        self.inertia_ = model.record["inertia"]
-        self.n_iter_ = model.record["steps"]
-        self.temperature_ = model.temperature
-        self.history_ = model.history
+        model, labels = fit_model(data, config, run, start=start, sample_weight=sample_weight)
+        if columnar and hasattr(self, "feature_names_in_"):  # of an earlier fit
+            del self.feature_names_in_
+        self._running: Running | None = None
+        self.n_steps_ = 0
+        self._keep(model, labels)
+        used = int((model.counts > 0).sum())
+        if used < model.clusters:
+            soft = "" if model.hard else " or to a temperature at which prototypes coincide"
+            warnings.warn(
+                f"Number of distinct clusters ({used}) found smaller than n_clusters ({model.clusters}). "
+                f"Possibly due to duplicate points in X{soft}.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    @available_if(_learns_from_batches)
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DKMeans:  # noqa: N803
+        """Move the prototypes towards one batch of rows: mini-batch k-means (Sculley 2010), hard or soft.
+
+        The first batch gives the seeds, the origin and, where it is not absolute, the temperature. After `fit`, its
+        prototypes go on from where they are, with the weights of their clusters as counts.
+
+        Parameters
+        ----------
+        X : array-like, data frame or torch.Tensor (n_samples, n_features)
+            Of the first batch, n_samples >= n_clusters.
+        y : ignored
+        sample_weight : array-like (n_samples,), optional
+
+        Raises
+        ------
+        AttributeError
+            Of an objective that is fitted to all rows at once.
+        ConfigError
+            With `balance`, or if a parameter has been changed since the first batch.
+        """
+        if _is_columnar(X):
+            raise InputError("partial_fit takes the rows of one batch as an array; give files and tables to fit")
+        begun = hasattr(self, "model_")
+        start, config, run = self._configured(self.model_.config.seed if begun else self._seed())
+        changed = [name for name, value in config if begun and value != getattr(self.model_.config, name)]
+        if changed:
+            raise ConfigError(f"{', '.join(changed)} changed since the first batch; begin anew with clone(estimator)")
+        x = self._array(X, reset=not begun)
+        if begun and self._running is None:
+            self._running = Running.after(self.model_)
+        self._running, model, labels = fit_batch(
+            x,
+            config,
+            run,
+            self._running if begun else None,
+            start=start,
+            sample_weight=sample_weight,
+            history=self.history_ if begun else [],
+        )
+        self.n_steps_ = self._running.batches
+        self._keep(model, labels)
         return self
 
     def predict(self, X: Any) -> NDArray[np.int64]:  # noqa: N803
         """Cluster (n,) of each row: the nearest prototype, or with balance the one of the highest posterior."""
-        assign = HardAssignment(self._fitted().scores(), screen=False)
-        return np.concatenate([assign(z).numpy() for z in self._tiles(X)])
+        model = self._fitted()
+        return label(model, self._source(self._array(X, reset=False)))[0]
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Posterior q (n, n_clusters) of each row; of a hard objective, zeros and ones."""
         model = self._fitted()
         if model.hard:
             return np.eye(model.clusters, dtype=np.float32)[self.predict(X)]
-        soft = SoftAssignment(model.scores())
-        return np.concatenate([soft(z).dense().numpy() for z in self._tiles(X)])
+        soft, x = SoftAssignment(model.scores()), self._array(X, reset=False)
+        return np.concatenate([soft(z).dense().numpy() for z in self._tiles(x, model.frame())])
 
-    def transform(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
-        """Euclidean distances (n, n_clusters) to the prototypes (for cosine, from the unit vectors)."""
-        prototypes = self._fitted().prototypes
-        exact = "donot_use_mm_for_euclid_dist"
-        return np.concatenate([torch.cdist(z, prototypes, compute_mode=exact).numpy() for z in self._tiles(X)])
+    def transform(self, X: Any) -> NDArray[np.floating]:  # noqa: N803
+        """Euclidean distances (n, n_clusters) to the prototypes (for cosine, from the unit vectors).
+
+        They are computed in, and returned as, float32, or float64 where float32 does not hold the dtype of X.
+        """
+        model = self._fitted()
+        x = self._array(X, reset=False)
+        dtype = torch.float64 if np.result_type(x.dtype, np.float32) == np.float64 else torch.float32
+        tiles = self._tiles(x, replace(model.frame(), dtype=dtype))
+        exact, prototypes = "donot_use_mm_for_euclid_dist", model.prototypes.to(dtype)
+        return np.concatenate([torch.cdist(z, prototypes, compute_mode=exact).numpy() for z in tiles])
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
         """Minus the weighted sum of squared distances of the rows to their clusters' prototypes."""
         model = self._fitted()
-        assign = HardAssignment(model.scores(), screen=False)
-        gaps = ((z - model.prototypes[assign(z)]).double() for z in self._tiles(X))
-        squares = torch.cat([gap.square().sum(1) for gap in gaps])
-        return -float(squares.sum() if sample_weight is None else squares @ torch.as_tensor(sample_weight).double())
+        return -label(model, self._source(self._array(X, reset=False), sample_weight))[1]
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return self._fitted().clusters
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31))
+
+    def _configured(self, seed: int) -> tuple[NDArray[np.float64] | None, FitConfig, FitRunConfig]:
+        """Initial prototypes, if they are given, and the parameters as `raydkm.config` has them."""
+        options = self.get_params()
+        options["clusters"] = options.pop("n_clusters")
+        del options["random_state"]
+        options["seed"] = seed
+        start, options = read_given(options)
+        return start, *configure(options)
+
+    def _keep(self, model: Model, labels: NDArray[np.int64] | None) -> None:
+        self.model_ = model
+        if labels is not None:
+            self.labels_ = labels
+        elif hasattr(self, "labels_"):  # of an earlier fit
+            del self.labels_
+        self.n_features_in_ = model.dim
+        self.cluster_centers_ = model.cluster_centers
+        self.inertia_ = model.record["inertia"]
+        self.n_iter_ = model.record["steps"]
+        self.temperature_ = model.temperature
+        self.history_ = model.history
 
     def _fitted(self) -> Model:
         check_is_fitted(self)
         return self.model_
 
-    def _tiles(self, X: Any) -> Any:  # noqa: N803
-        model = self._fitted()
-        source = RowSource.from_array(self._array(X, reset=False), unit=model.config.metric == "cosine")
-        return (z for batch in source.batches() for _, z in batch.tiles(model.frame(), model.clusters))
+    def _source(self, x: NDArray, sample_weight: Any = None) -> RowSource:
+        return RowSource.from_array(x, sample_weight, unit=self.model_.config.metric == "cosine")
+
+    def _tiles(self, x: NDArray, frame: Frame) -> Iterator[torch.Tensor]:
+        clusters = self.model_.clusters
+        return (z for batch in self._source(x).batches() for _, z in batch.tiles(frame, clusters))
 
     def _array(self, X: Any, *, reset: bool) -> NDArray:  # noqa: N803
+        if issparse(X):
+            raise TypeError(
+                "sparse data are not taken, as prototypes are dense: pass X.toarray(), or reduce the dimensions "
+                "with sklearn.decomposition.TruncatedSVD"
+            )
         X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X  # noqa: N806
         return validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+
+
+def _is_columnar(X: Any) -> bool:  # noqa: N803
+    """Whether rows are named (files, tables, data sets) rather than given as an array."""
+    return names_files(X) or isinstance(X, pa.Table) or type(X).__module__.startswith("ray.data")

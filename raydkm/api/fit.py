@@ -209,7 +209,6 @@ def _parquet(data: Any, config: FitConfig) -> ParquetTable:
 
 
 def _model(fitted: Fitted, config: FitConfig) -> Model:
-    packages = ("raydkm", "torch", "numpy", "pyarrow", "ray")
     state = fitted.state
     logistic = issubclass(OBJECTIVES[config.objective], LogisticObjective)
     return Model(
@@ -228,11 +227,19 @@ def _model(fitted: Fitted, config: FitConfig) -> Model:
             "stopped": fitted.stopped,
             "collapse_temperature": fitted.collapse_temperature,
             "seconds": {name: round(value, 4) for name, value in fitted.seconds.items()},
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+            **origin(),
         },
         history=fitted.history,
     )
+
+
+def origin() -> dict[str, Any]:
+    """When, and with which versions, a model is made."""
+    packages = ("raydkm", "torch", "numpy", "pyarrow", "ray")
+    return {
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
+    }
 
 
 def _version(package: str) -> str | None:

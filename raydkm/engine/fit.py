@@ -20,7 +20,7 @@ from raydkm.engine.loop import adm, hold_shares
 from raydkm.engine.passes import Passes, Source, thread_pool
 from raydkm.engine.progress import Reporter, seconds_left
 from raydkm.engine.start import given, seed_rows, seeded
-from raydkm.engine.survey import Survey, measure, survey
+from raydkm.engine.survey import Survey, condensed, measure, survey
 from raydkm.errors import InputError
 from raydkm.objectives import OBJECTIVES, Objective, Setting, State, Terms
 from raydkm.objectives.base import BALANCE_TOLERANCE
@@ -104,16 +104,12 @@ def fit_rows(
     threads = threads if device.type == "cpu" else 1  # a GPU has one stream of kernels
     with thread_pool(threads) as pool:
         passes = Passes(source, comm, device, threads, pool.map)
-        look = survey(passes, config.metric, seed_rows(config, source.total), config.seed)
-        if config.clusters > look.counted:
-            counted = "rows" if look.counted == look.extent.rows else "rows of positive weight"
-            raise InputError(f"{config.clusters} clusters but only {look.counted} {counted}; ask for fewer clusters")
-        frame = _frame_at_sample_mean(look, config.metric)
-        _check_scale(look.extent, frame)
+        look, frame = look_at(passes, config)
+        stored, (passes, extent) = passes, condensed(passes, look, config.metric)
         kind = OBJECTIVES[config.objective]
-        facts = measure(passes, look.extent, frame, covariance=config.has_temperature or kind.needs_covariance)
+        facts = measure(passes, extent, frame, covariance=config.has_temperature or kind.needs_covariance)
         critical = collapse_temperature(facts.covariance) if facts.covariance is not None else None
-        temperature = _temperature(config, critical)
+        temperature = temperature_of(config, critical)
         clock.lap("survey")
 
         def objective(of: Moments) -> Objective:
@@ -166,7 +162,7 @@ def fit_rows(
         save(state, now=True)
         clock.lap("steps")
 
-        inertia, counts, means = _assignment(passes, goal, state, frame, facts, labels)
+        inertia, counts, means = _assignment(stored, goal, state, frame, facts, labels)
         clock.lap("assignment")
         peaks = comm.all_gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     report("end", steps=state.step, stopped=stopped, inertia=inertia)
@@ -181,7 +177,7 @@ def fit_rows(
         stopped=stopped,
         history=history,
         facts={
-            "rows": facts.rows,
+            "rows": look.extent.rows,
             "weight": facts.weight,
             "fingerprint": look.fingerprint,
             "seeding": seeding,
@@ -194,6 +190,17 @@ def fit_rows(
 def _saved(checkpoints: CheckpointFile | None, comm: Comm) -> Checkpoint | None:
     """The checkpoint to go on from, read by the first worker for all."""
     return gathered(comm, lambda: checkpoints.load() if checkpoints is not None and comm.rank == 0 else None)[0]
+
+
+def look_at(passes: Passes, config: FitConfig) -> tuple[Survey, Frame]:
+    """The survey of the rows, and the frame whose origin is the mean of its sample; raise `InputError` if unusable."""
+    look = survey(passes, config.metric, seed_rows(config, passes.source.total), config.seed)
+    if config.clusters > look.counted:
+        counted = "rows" if look.counted == look.extent.rows else "rows of positive weight"
+        raise InputError(f"{config.clusters} clusters but only {look.counted} {counted}; ask for fewer clusters")
+    frame = _frame_at_sample_mean(look, config.metric)
+    _check_scale(look.extent, frame)
+    return look, frame
 
 
 def _frame_at_sample_mean(look: Survey, metric: str) -> Frame:
@@ -210,7 +217,7 @@ def _check_scale(extent: Extent, frame: Frame) -> None:
         raise InputError(f"no weight is above {extent.max_weight:.3g}; scale the weights up")
 
 
-def _temperature(config: FitConfig, critical: float | None) -> float:
+def temperature_of(config: FitConfig, critical: float | None) -> float:
     """The absolute temperature that `config` means, given T_c (None where the objective needs none)."""
     if critical is None:
         return 0.0

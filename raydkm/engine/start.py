@@ -74,15 +74,10 @@ def seeded(
     if config.seed_rows == "all" and config.init in SEEDINGS_OF_ALL and not look.sample_is_all:
         prototypes, record = seeded_of_all(passes, look, config, frame, facts)
         return goal.begin(prototypes), record
-    clusters, weight = config.clusters, look.sample_weight
-    z, shares = frame(look.sample_rows), weight
-    if len(z) < clusters:  # rows again and again, if too few of them differ
-        among = torch.arange(clusters) % len(z)
-        z, shares = z[among], weight[among]
+    weight, seeds = look.sample_weight, seedings(look, config, frame)
 
     def drawn(restart: int) -> State:
-        rng = np.random.Generator(np.random.Philox(key=[config.seed, restart]))
-        return goal.begin(SEEDINGS[config.init](z, shares, clusters, rng).double())
+        return goal.begin(seeds(restart))
 
     if config.n_init == 1:
         return drawn(0), {"init": config.init, "sample_rows": len(weight)}
@@ -105,6 +100,20 @@ def seeded(
     reached = [objectives[number] for number in range(config.n_init)]
     state = drawn(best) if look.sample_is_all or config.anneal else state
     return state, {"init": config.init, "sample_rows": len(weight), "restart_objectives": reached}
+
+
+def seedings(look: Survey, config: FitConfig, frame: Frame) -> Callable[[int], Tensor]:
+    """What draws, for the number of a restart, prototypes (K, d) of float64 from the sample, in the frame."""
+    clusters, z, weight = config.clusters, frame(look.sample_rows), look.sample_weight
+    if len(z) < clusters:  # rows again and again, if too few of them differ
+        among = torch.arange(clusters) % len(z)
+        z, weight = z[among], weight[among]
+
+    def seeds(restart: int) -> Tensor:
+        rng = np.random.Generator(np.random.Philox(key=[config.seed, restart]))
+        return SEEDINGS[config.init](z, weight, clusters, rng).double()
+
+    return seeds
 
 
 def seeded_of_all(

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raydkm.data.source import RowSource
+from raydkm.data.tiers import Chunk
 from raydkm.engine.comm import Comm, gathered
 from raydkm.engine.passes import Passes, check_rows_seen
 from raydkm.errors import InputError
@@ -34,7 +36,8 @@ class Survey:
     counted : int
         Rows of positive weight.
     sample_rows : Tensor (m, d)
-        A weighted sample, without replacement, of the rows of positive weight, sorted by their keys.
+        A weighted sample, without replacement, of the rows of positive weight, sorted by their keys; where it is all
+        of them, the different rows, sorted by their hashes.
     sample_weight : Tensor (m,) of float64
         Weights with which the sample stands for all rows.
     sample_is_all : bool
@@ -104,10 +107,31 @@ def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool) -
     return moments(statistics, extent, frame, covariance=covariance)
 
 
+def condensed(passes: Passes, look: Survey, metric: str) -> tuple[Passes, Extent]:
+    """Passes over the different rows, each with the weight of all its copies, where the sample holds them all.
+
+    A whole weight then is the same as a repetition, and neither the order of the rows nor how they lie in files
+    changes a bit. Where the sample is a part of the rows, these are the passes given.
+    """
+    if not look.sample_is_all:
+        return passes, look.extent
+    rows, comm = len(look.sample_rows), passes.comm
+    weight = None if bool((look.sample_weight == 1).all()) else look.sample_weight
+    everything = RowSource.of(look.sample_rows, weight)
+    frame = Frame.identity(metric, look.sample_rows.shape[1])
+    extent = reduce(or_, (Extent.of(batch, frame) for batch in everything.batches()))
+    batches = -(-rows // BATCH_ROWS)
+    start, stop = (batches * rank // comm.world_size * BATCH_ROWS for rank in (comm.rank, comm.rank + 1))
+    mine = Chunk(0, look.sample_rows[start:stop], None if weight is None else weight[start:stop])
+    source = RowSource([mine], start, rows).to(passes.device)
+    return Passes(source, comm, passes.device, passes.threads, passes.map), extent
+
+
 def _draw(comm: Comm, smallest: Smallest, count: int) -> tuple[Tensor, Tensor, bool]:
     """Rows, weights and completeness of the sample: the `count` smallest different keys over all workers, sorted.
 
-    Rows that share a key are identical; one of them stands for all, with their number as a factor of its weight.
+    Rows that share a key are identical; one of them stands for all, with their number as a factor of its weight. Where
+    the sample is complete, so does one for those identical rows that have other weights, and so other keys.
     """
     everyone = np.unique(np.concatenate(comm.all_gather(smallest.found()[0])))
     threshold = everyone[count] if count < len(everyone) else np.inf
@@ -115,5 +139,8 @@ def _draw(comm: Comm, smallest: Smallest, count: int) -> tuple[Tensor, Tensor, b
     keys, copies, weight, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
     _, places, which = np.unique(keys, return_index=True, return_inverse=True)
     copies = np.bincount(which, weights=copies)
-    weight = copies * sample_weights(weight[places], threshold)
-    return torch.from_numpy(rows[places]), torch.from_numpy(weight), bool(np.isinf(threshold))
+    weight, rows = copies * sample_weights(weight[places], threshold), rows[places]
+    if complete := bool(np.isinf(threshold)):
+        _, places, which = np.unique(content_hashes(rows, None), return_index=True, return_inverse=True)
+        weight, rows = np.bincount(which, weights=weight), rows[places]
+    return torch.from_numpy(rows), torch.from_numpy(weight), complete

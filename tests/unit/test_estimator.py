@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,14 @@ from sklearn.preprocessing import StandardScaler
 import raydkm
 from raydkm import DKMeans
 from raydkm.config import FitConfig, RunConfig
+from raydkm.engine.minibatch import check_config
 from raydkm.errors import ConfigError, InputError
 from raydkm.objectives import OBJECTIVES
+from raydkm.objectives.distance import DistanceObjective
 
-every_objective = pytest.mark.parametrize("objective", OBJECTIVES)
+DISTANCE = [name for name, kind in OBJECTIVES.items() if issubclass(kind, DistanceObjective)]
+
+every_distance_objective = pytest.mark.parametrize("objective", DISTANCE)
 
 
 def test_the_defaults_are_those_of_the_configuration() -> None:
@@ -38,7 +43,7 @@ def test_every_parameter_is_documented() -> None:
     assert all(f"\n{name} : " in documented for name in DKMeans().get_params())
 
 
-@every_objective
+@every_distance_objective
 @pytest.mark.parametrize("balance", [0.0, 0.6])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
 def test_predictions_agree_with_the_fit_and_with_float64(blobs, objective: str, balance: float, metric: str) -> None:
@@ -151,3 +156,132 @@ def test_rows_that_are_not_finite_are_refused_at_prediction(blobs, method: str) 
     bad[5, 1] = np.nan
     with pytest.raises(InputError, match=r"^row 5: NaN"):
         getattr(estimator, method)(bad)
+
+
+# Batches
+
+
+@every_distance_objective
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_batches_come_near_the_fit_of_all_rows(blobs, objective: str, metric: str) -> None:
+    x, _ = blobs(rows=3000, dim=6, clusters=4, apart=3.0)
+    whole = DKMeans(4, objective=objective, metric=metric, random_state=0).fit(x)
+    estimator = DKMeans(4, objective=objective, metric=metric, random_state=0)
+    for start in range(0, 3000, 300):
+        estimator.partial_fit(x[start : start + 300])
+        np.testing.assert_array_equal(estimator.predict(x[start : start + 300]), estimator.labels_)
+        assert estimator.score(x[start : start + 300]) == pytest.approx(-estimator.inertia_)
+    assert (estimator.n_steps_, estimator.n_iter_) == (10, 10)
+    assert -estimator.score(x) < 1.05 * whole.inertia_
+    assert estimator.model_.counts.sum() == pytest.approx(3000)
+    assert (estimator.temperature_ > 0) == (objective != "kmeans")
+
+
+def test_a_soft_batch_moves_prototypes_to_the_mean_of_all_rows_as_they_were_given(rng: np.random.Generator) -> None:
+    """Against float64: each row counts with the posteriors it had when it came."""
+    batches = rng.standard_normal((5, 40, 3))
+    start, weight = batches[0, :4], rng.random((5, 40))
+    estimator = DKMeans(4, objective="soft-kmeans", temperature=0.7, init=start)
+    counts, sums, theta = np.zeros(4), np.zeros((4, 3)), start
+    for x, w in zip(batches, weight, strict=True):
+        estimator.partial_fit(x, sample_weight=w)
+        logits = -np.square(x[:, None] - theta).sum(2) / 0.7
+        q = np.exp(logits - logits.max(1, keepdims=True))
+        q *= (w / q.sum(1))[:, None]
+        counts, sums = counts + q.sum(0), sums + q.T @ x
+        theta = sums / counts[:, None]
+        np.testing.assert_allclose(estimator.cluster_centers_, theta, atol=1e-5)
+        np.testing.assert_allclose(estimator.model_.counts, counts, rtol=1e-5)
+
+
+def test_the_first_batch_fixes_the_temperature(blobs) -> None:
+    x, _ = blobs()
+    first = DKMeans(3, temperature="0.2Tc", random_state=0).partial_fit(x)
+    assert first.temperature_ == pytest.approx(0.2 * first.model_.record["collapse_temperature"])
+    assert first.temperature_ == pytest.approx(DKMeans(3, temperature="0.2Tc", random_state=0).fit(x).temperature_)
+    assert first.partial_fit(10 * x).temperature_ == first.temperature_ == clone(first).partial_fit(x).temperature_
+
+
+@every_distance_objective
+def test_batches_go_on_from_a_fit_and_from_a_pickle_and_a_fit_begins_anew(blobs, objective: str) -> None:
+    x, _ = blobs(rows=600)
+    estimator = DKMeans(3, objective=objective, random_state=0).fit(x[:300])
+    steps, before = estimator.n_iter_, estimator.cluster_centers_
+    estimator.partial_fit(x[300:])
+    assert (estimator.n_iter_, estimator.n_steps_) == (steps + 1, 1)
+    assert 0 < np.abs(estimator.cluster_centers_ - before).max() < 1
+    assert estimator.model_.counts.sum() == pytest.approx(600)
+    again = pickle.loads(pickle.dumps(estimator))
+    assert again.partial_fit(x[:50]).model_.checksum() == estimator.partial_fit(x[:50]).model_.checksum()
+    assert (
+        estimator.fit(x).model_.checksum() == DKMeans(3, objective=objective, random_state=0).fit(x).model_.checksum()
+    )
+    assert estimator.n_steps_ == 0
+
+
+def test_a_batch_without_weight_moves_nothing_and_a_later_one_may_be_small(blobs) -> None:
+    x, _ = blobs()
+    estimator = DKMeans(3, random_state=0).partial_fit(x)
+    checksum = estimator.model_.checksum()
+    estimator.partial_fit(x, sample_weight=np.zeros(len(x)))
+    assert (estimator.model_.checksum(), estimator.inertia_, estimator.n_steps_) == (checksum, 0, 2)
+    estimator.partial_fit(x[:1])
+    assert estimator.labels_.shape == (1,)
+
+
+def test_the_model_of_batches_is_saved_loaded_and_assigns(blobs, write, tmp_path: Path) -> None:
+    x, _ = blobs(rows=5000)
+    estimator = DKMeans(3, random_state=0).partial_fit(x)
+    estimator.model_.save(tmp_path / "model")
+    counts = raydkm.assign(tmp_path / "model", write(tmp_path / "x.parquet", v=x), column="v", out=tmp_path / "out")[
+        "counts"
+    ]
+    assert counts == np.bincount(estimator.labels_, minlength=3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "told"),
+    [
+        ({"balance": 0.5}, 20, "balance is reached on all rows at once"),
+        ({"n_clusters": 21}, 20, "21 clusters but only 20 rows"),
+    ],
+)
+def test_what_cannot_be_learnt_in_batches_is_refused(options, rows: int, told: str, rng: np.random.Generator) -> None:
+    with pytest.raises(ValueError, match=told):
+        DKMeans(**{"n_clusters": 2, **options}).partial_fit(rng.standard_normal((rows, 3)))
+
+
+def test_batches_are_arrays_and_parameters_stay(blobs) -> None:
+    x, _ = blobs()
+    estimator = DKMeans(3).partial_fit(x)
+    with pytest.raises(InputError, match="give files and tables to fit"):
+        estimator.partial_fit("rows.parquet")
+    with pytest.raises(ConfigError, match="clusters, temperature changed since the first batch"):
+        estimator.set_params(n_clusters=4, temperature="0.2Tc").partial_fit(x)
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if name not in DISTANCE])
+def test_an_objective_without_batches_has_no_partial_fit(objective: str, blobs) -> None:
+    estimator = DKMeans(3, objective=objective)
+    assert not hasattr(estimator, "partial_fit")
+    with pytest.raises(AttributeError) as refusal:
+        estimator.partial_fit(blobs()[0])
+    assert str(refusal.value.__cause__) == f"objective {objective} is fitted to all rows at once; use fit"
+
+
+@pytest.mark.parametrize("options", [{"balance": 0.1}, {"min_share": 0.1}, {"max_share": 0.9}, {"anneal": 5}])
+def test_what_needs_all_rows_is_not_taken_in_batches(options: dict) -> None:
+    with pytest.raises(ConfigError, match="use fit"):
+        check_config(FitConfig(clusters=3, **options))
+
+
+def test_names_of_an_earlier_fit_are_forgotten(blobs) -> None:
+    pandas = pytest.importorskip("pandas")
+    x, _ = blobs()
+    estimator = DKMeans(3, random_state=0, column="v")
+    estimator.fit(pa.table({"v": x.tolist()}))
+    estimator.set_params(column=None).fit(pandas.DataFrame(x, columns=list("abcd")))
+    assert estimator.feature_names_in_.tolist() == list("abcd")
+    estimator.set_params(column="v").fit(pa.table({"v": x.tolist()}))
+    assert not hasattr(estimator, "feature_names_in_")
+    assert estimator.predict(x).shape == (300,)

@@ -85,7 +85,7 @@ def fit_part(comm: Comm, table: ParquetTable, cuts: list[int], cache: str, **opt
 
 
 def fit_three_ways(comm: ProcessGroup, place: Path) -> list[Any]:
-    """Rare clusters seeded on all rows; a worker without rows; a bad row of one worker, found in a pass."""
+    """Rare clusters seeded on all rows; a worker without rows; a sample of all rows; a bad row, found in a pass."""
     good, bad = (ParquetTable.open(place / name, "x") for name in ("good.parquet", "bad.parquet"))
     rows = good.rows
     rare = {"clusters": 3, "objective": "kmeans", "max_steps": 3}
@@ -94,6 +94,7 @@ def fit_three_ways(comm: ProcessGroup, place: Path) -> list[Any]:
         for init in ("k-means||", "k-means++")
     ]
     found.append(fit_part(comm, good, [0, 2 * BATCH_ROWS, rows, rows], "disk", clusters=4, max_steps=3))
+    found.append(fit_part(comm, good, [0, rows, rows, rows], "host", clusters=4, max_steps=3, seed_rows=rows))
     with pytest.raises(InputError) as refusal:
         fit_part(comm, bad, [0, BATCH_ROWS, 2 * BATCH_ROWS, rows], "stream", clusters=4)
     return [*found, str(refusal.value)]
@@ -112,6 +113,7 @@ def test_three_processes_fit_what_one_fits_and_refuse_what_one_refuses(tmp_path:
         fit_part(Solo(), table, [0, table.rows], "host", init="k-means||", **rare),
         fit_part(Solo(), table, [0, table.rows], "host", init="k-means++", **rare),
         fit_part(Solo(), table, [0, table.rows], "host", clusters=4, max_steps=3),
+        fit_part(Solo(), table, [0, table.rows], "host", clusters=4, max_steps=3, seed_rows=table.rows),
     ]
     for rank in range(WORLD):
         *prototypes, refusal = answers[rank]
