@@ -48,15 +48,40 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         SR-K-means of Jabi et al. (arXiv 1810.04246), soft or hard k-means, or one with logistic posteriors.
     temperature : "auto", float or str such as "0.1Tc", default="auto"
         Softness, in units of squared distance or as a fraction of the collapse temperature.
+    lam : float, optional
+        The paper's lambda, in place of a temperature; of logistic objectives their own.
     balance : float in [0, 1], default=0.0
-        Pull towards equal cluster sizes.
+        Pull towards equal cluster sizes, or towards `marginal`.
+    marginal : array-like (n_clusters,), optional
+        Shares that clusters are pulled towards, of any sum.
+    min_share : float, default=0.0
+        Least share of the weight that a cluster may have.
+    max_share : float, default=1.0
+        Largest share of the weight that a cluster may have.
+    l1 : float, default=1.0
+        Of `tim`: weight of the balance term.
+    l2 : float, default=1.0
+        Of `tim` and `sinkhorn`: weight of the conditional entropy.
+    l3 : float, default=1.0
+        Of `tim` and `sinkhorn`: weight of the cross entropy of targets and posteriors.
+    anneal : int, default=0
+        Steps in which the temperature falls from near the collapse temperature.
     metric : {"euclidean", "cosine"}, default="euclidean"
-    init : {"k-means||", "k-means++", "random"} or array-like (n_clusters, n_features), default="k-means||"
+    init : {"k-means||", "k-means++", "afk-mc2", "random"}, array-like or Model, default="k-means||"
+        An array holds prototypes (n_clusters, n_features); of a model its prototypes are taken.
     n_init : int, default=4
         Seeded restarts on a sample of the rows; the best goes on to all rows.
+    seed_rows : int or "all", optional
+        Rows in that sample.
+    empty : {"split", "keep"}, default="split"
+        What becomes of prototypes that lose all rows.
     max_steps : int, default=300
+    max_time : float, optional
+        Seconds after which no further step is begun.
     tol : float, default=1e-4
         Stop when the squared shift of the prototypes falls to `tol` times the mean column variance.
+    objective_tol : float, optional
+        Stop when the objective changes by less than this part of it.
     random_state : int, RandomState or None, default=None
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
     precision : {"auto", "fp32", "bf16"}, default="auto"
@@ -98,12 +123,24 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         *,
         objective: str = "sr-kmeans",
         temperature: float | str = "auto",
+        lam: float | None = None,
         balance: float = 0.0,
+        marginal: Any = None,
+        min_share: float = 0.0,
+        max_share: float = 1.0,
+        l1: float = 1.0,
+        l2: float = 1.0,
+        l3: float = 1.0,
+        anneal: int = 0,
         metric: str = "euclidean",
         init: Any = "k-means||",
         n_init: int = 4,
+        seed_rows: int | str | None = None,
+        empty: str = "split",
         max_steps: int = 300,
+        max_time: float | None = None,
         tol: float = 1e-4,
+        objective_tol: float | None = None,
         random_state: Any = None,
         device: str = "auto",
         precision: str = "auto",
@@ -112,12 +149,24 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         self.n_clusters = n_clusters
         self.objective = objective
         self.temperature = temperature
+        self.lam = lam
         self.balance = balance
+        self.marginal = marginal
+        self.min_share = min_share
+        self.max_share = max_share
+        self.l1 = l1
+        self.l2 = l2
+        self.l3 = l3
+        self.anneal = anneal
         self.metric = metric
         self.init = init
         self.n_init = n_init
+        self.seed_rows = seed_rows
+        self.empty = empty
         self.max_steps = max_steps
+        self.max_time = max_time
         self.tol = tol
+        self.objective_tol = objective_tol
         self.random_state = random_state
         self.device = device
         self.precision = precision

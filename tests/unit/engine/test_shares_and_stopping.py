@@ -67,7 +67,7 @@ def test_a_balance_without_anything_asked_is_none() -> None:
 
 def test_annealing_lowers_the_temperature_and_forgets_the_seeds() -> None:
     x = load_digits().data
-    options = {"clusters": 10, "n_init": 1, "init": "random", "temperature": "0.05Tc", "tol": 1e-8}
+    options = {"clusters": 10, "n_init": 1, "temperature": "0.05Tc", "tol": 1e-8}
     plain, annealed = ([raydkm.fit(x, seed=seed, anneal=anneal, **options) for seed in range(5)] for anneal in (0, 40))
     course = annealed[0].history
     assert course[0]["temperature"] == pytest.approx(0.9 * annealed[0].record["collapse_temperature"])
@@ -75,7 +75,7 @@ def test_annealing_lowers_the_temperature_and_forgets_the_seeds() -> None:
     assert temperatures[:41] == sorted(temperatures[:41], reverse=True)
     assert set(temperatures[40:]) == {annealed[0].temperature}
     reached = [np.array([model.history[-1]["objective"] for model in models]) for models in (plain, annealed)]
-    assert reached[1].std() < 0.5 * reached[0].std()
+    assert reached[1].std() < reached[0].std() / 3
     assert reached[1].mean() < reached[0].mean()
 
 

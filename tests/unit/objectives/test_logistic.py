@@ -167,7 +167,8 @@ def test_the_first_targets_are_those_of_soft_kmeans(problem, objective: str) -> 
 @every_member
 def test_models_hold_their_posterior_and_both_readings(blobs, objective: str, tmp_path) -> None:
     x, labels = blobs(rows=400, dim=4, clusters=4)
-    model = raydkm.fit(x, clusters=4, objective=objective, temperature="0.02Tc", out=tmp_path / "model")
+    start = np.stack([x[labels == k].mean(0) for k in range(4)])
+    model = raydkm.fit(x, clusters=4, objective=objective, init=start, temperature="0.02Tc", out=tmp_path / "model")
     loaded = raydkm.load(tmp_path / "model")
     assert loaded.checksum() == model.checksum()
     z = model.frame()(torch.from_numpy(x))
