@@ -84,6 +84,9 @@ def fit_part(comm: Comm, table: ParquetTable, cuts: list[int], cache: str, **opt
     return fit_rows(source, comm, config, threads=1, device=CPU).state.prototypes
 
 
+LOGISTIC = {"clusters": 4, "max_steps": 5, "objective": "mi", "seed_rows": 5000}
+
+
 def fit_three_ways(comm: ProcessGroup, place: Path) -> list[Any]:
     """Rare clusters seeded on all rows; a worker without rows; a sample of all rows; a bad row, found in a pass."""
     good, bad = (ParquetTable.open(place / name, "x") for name in ("good.parquet", "bad.parquet"))
@@ -95,6 +98,7 @@ def fit_three_ways(comm: ProcessGroup, place: Path) -> list[Any]:
     ]
     found.append(fit_part(comm, good, [0, 2 * BATCH_ROWS, rows, rows], "disk", clusters=4, max_steps=3))
     found.append(fit_part(comm, good, [0, rows, rows, rows], "host", clusters=4, max_steps=3, seed_rows=rows))
+    found.append(fit_part(comm, good, [0, BATCH_ROWS, 3 * BATCH_ROWS, rows], "host", **LOGISTIC))
     with pytest.raises(InputError) as refusal:
         fit_part(comm, bad, [0, BATCH_ROWS, 2 * BATCH_ROWS, rows], "stream", clusters=4)
     return [*found, str(refusal.value)]
@@ -114,6 +118,7 @@ def test_three_processes_fit_what_one_fits_and_refuse_what_one_refuses(tmp_path:
         fit_part(Solo(), table, [0, table.rows], "host", init="k-means++", **rare),
         fit_part(Solo(), table, [0, table.rows], "host", clusters=4, max_steps=3),
         fit_part(Solo(), table, [0, table.rows], "host", clusters=4, max_steps=3, seed_rows=table.rows),
+        fit_part(Solo(), table, [0, table.rows], "host", **LOGISTIC),
     ]
     for rank in range(WORLD):
         *prototypes, refusal = answers[rank]
