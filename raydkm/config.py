@@ -48,7 +48,7 @@ class FitConfig(_Frozen):
     temperature: float | str = Field(
         "auto",
         description="Softness T: auto, a number (units of squared distance), or a fraction of the collapse "
-        "temperature such as 0.1Tc; auto is 0.1Tc, in logistic objectives, whose first targets have it, 0.25Tc.",
+        "temperature such as 0.25Tc; auto is 0.1Tc. Logistic objectives have their first targets of it, and lambda.",
     )
     lam: float | None = Field(
         None,

@@ -30,7 +30,7 @@ from raydkm.ops.balance import Balance
 from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Extent, Moments
 from raydkm.ops.statistics import cluster_fields, hard_statistics
-from raydkm.ops.temperature import collapse_temperature
+from raydkm.ops.temperature import AUTO_FRACTION, collapse_temperature
 
 logger = logging.getLogger("raydkm")
 
@@ -226,7 +226,7 @@ def temperature_of(config: FitConfig, critical: float | None) -> float:
         return config.lam * config.clusters
     if isinstance(config.temperature, float):
         return config.temperature
-    fraction = config.fraction_of_tc() or kind.auto_fraction
+    fraction = config.fraction_of_tc() or AUTO_FRACTION
     # all rows equal: any temperature gives the same (single) prototype
     return fraction * critical if critical > 0 else 1.0
 

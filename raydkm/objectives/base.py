@@ -137,7 +137,6 @@ class Objective(ABC):
     hard: ClassVar[bool] = False
     needs_covariance: ClassVar[bool] = False
     objective_tol: ClassVar[float] = 0.0  # by default
-    auto_fraction: ClassVar[float] = 0.1  # of T_c: what temperature "auto" means
 
     def __init__(self, setting: Setting):
         self.setting = setting

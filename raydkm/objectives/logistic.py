@@ -42,7 +42,6 @@ class LogisticObjective(Objective):
 
     needs_covariance = True
     objective_tol = 1e-6
-    auto_fraction = 0.25
     ridge: ClassVar[float] = 1.0  # lambda = ridge T / K, unless it is given
 
     def __init__(self, setting: Setting):
