@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
@@ -16,6 +17,9 @@ import raydkm
 from raydkm.engine.checkpoint import CheckpointFile
 
 ray = pytest.importorskip("ray")
+
+#: Train's controller takes it from the environment that the cluster was started in: a test need not wait for 30 s.
+os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] = "5"
 
 
 @pytest.fixture(scope="module", autouse=True)
