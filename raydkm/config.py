@@ -77,10 +77,10 @@ class FitConfig(_Frozen):
         description="Seeding: k-means||, k-means++, afk-mc2, random, the path of an .npy file of prototypes (K, d), or "
         "of a model to go on from.",
     )
-    empty: Literal["split", "keep"] = Field(
+    empty: Literal["split", "farthest", "keep"] = Field(
         "split",
-        description="Prototypes that lose all rows: split (moved beside that of the largest cluster) or keep (as they "
-        "are).",
+        description="Prototypes that lose all rows: split (moved beside that of the largest cluster), farthest (to the "
+        "rows farthest from theirs, one pass more) or keep (as they are).",
     )
     n_init: int = Field(4, ge=1, description="Seeded restarts on the seeding sample; the best goes on to all rows.")
     seed_rows: int | Literal["all"] | None = Field(

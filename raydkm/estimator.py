@@ -73,7 +73,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         Seeded restarts on a sample of the rows; the best goes on to all rows.
     seed_rows : int or "all", optional
         Rows in that sample.
-    empty : {"split", "keep"}, default="split"
+    empty : {"split", "farthest", "keep"}, default="split"
         What becomes of prototypes that lose all rows.
     max_steps : int, default=300
     max_time : float, optional

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 
+from raydkm.engine.farthest import placed_at_farthest
 from raydkm.engine.passes import Passes
 from raydkm.objectives import Objective, State, Terms
 from raydkm.objectives.base import BALANCE_TOLERANCE
@@ -19,9 +20,12 @@ def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watc
     """Alternate targets (E-step, over all rows) and model (update) until settled, or for `max_steps` steps."""
     while state.step < max_steps:
         began = time.perf_counter()
-        statistics = passes.sum(objective.fields(state), objective.e_step(state))
-        state, terms = objective.update(state, statistics)
-        seconds = {"seconds": time.perf_counter() - began, **asdict(passes.timing)}
+        statistics, before = passes.sum(objective.fields(state), objective.e_step(state)), state
+        timing = passes.timing
+        state, terms = objective.update(before, statistics)
+        if terms.relocated and objective.setting.empty == "farthest":
+            state = placed_at_farthest(objective, before, state, statistics["counts"].cpu(), passes)
+        seconds = {"seconds": time.perf_counter() - began, **asdict(timing)}
         if watch(state, terms, seconds) or terms.settled:
             break
     return state

@@ -109,7 +109,7 @@ class Setting:
         Temperature at which annealing begins.
     anneal : int
         Steps in which T falls geometrically from `hot` to `temperature`.
-    empty : {"split", "keep"}
+    empty : {"split", "farthest", "keep"}
         What becomes of prototypes without rows.
     precision : {"auto", "fp32", "bf16"}
     device : torch.device
