@@ -89,9 +89,14 @@ class FitConfig(_Frozen):
         "and k-means++ draw from every row, in 7 or K passes for each of n_init restarts.",
     )
     max_steps: int = Field(300, ge=1, description="Most ADM steps.")
-    max_time: float | None = Field(None, gt=0, description="Seconds of a fit after which no further step is begun.")
+    max_time: float | None = Field(
+        None, gt=0, description="Seconds after which no further step is begun; of a run that goes on, since it did."
+    )
     tol: float = Field(
-        1e-4, ge=0, description="Stop when the prototypes' squared shift falls to tol times the mean column variance."
+        1e-4,
+        ge=0,
+        description="Stop when the prototypes' squared shift falls to tol times the mean column variance "
+        "(kmeans, soft-kmeans, sr-kmeans).",
     )
     objective_tol: float | None = Field(
         None,
@@ -175,18 +180,24 @@ class FitConfig(_Frozen):
             raise ValueError(f"{self.objective} has its own balance; for another strength use tim with l1")
         if bounded and self.balance > 0:
             raise ValueError("give balance, or min_share and max_share, not both")
-        if not self.min_share * self.clusters <= 1 <= self.max_share * self.clusters:
+        if self.min_share * self.clusters > 1 + 1e-9 or self.max_share * self.clusters < 1 - 1e-9:
             raise ValueError(f"min_share and max_share: no {self.clusters} shares within them sum to 1")
         if self.marginal is not None:
             if len(self.marginal) != self.clusters:
                 raise ValueError(f"marginal: {len(self.marginal)} shares for {self.clusters} clusters")
             if distance and not self.balance:
                 raise ValueError("marginal: give balance, the strength of the pull towards it")
+            if self.objective == "tim" and not self.l1:
+                raise ValueError("marginal: give l1, the weight of the pull towards it")
         used = {"tim": "", "sinkhorn": "l1"}.get(self.objective, "l1 l2 l3")
         if any(getattr(self, name) != 1 for name in used.split()):
             raise ValueError(f"{self.objective} has its own {used.replace(' ', ', ')}; use tim")
         if self.anneal and (not distance or OBJECTIVES[self.objective].hard):
             raise ValueError("anneal goes with soft-kmeans and sr-kmeans")
+        if self.anneal >= self.max_steps:
+            raise ValueError(f"anneal: {self.anneal} steps do not end before max_steps = {self.max_steps}")
+        if not distance and self.empty != "split":
+            raise ValueError(f"empty: {self.objective} has no prototypes that could lose their rows")
         return self
 
     @property

@@ -252,12 +252,15 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         return self
 
     def predict(self, X: Any) -> NDArray[np.int64]:  # noqa: N803
-        """Cluster (n,) of each row: the nearest prototype, or with balance the one of the highest posterior."""
+        """Cluster (n,) of each row: the one of the highest posterior, without balance the nearest prototype.
+
+        Of a logistic objective that is p, the posterior of the discriminative model.
+        """
         model = self._fitted()
         return label(model, self._source(self._array(X, reset=False)))[0]
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
-        """Posterior q (n, n_clusters) of each row; of a hard objective, zeros and ones."""
+        """Posterior (n, n_clusters) of each row: q, of a logistic objective p; of a hard one zeros and ones."""
         model = self._fitted()
         if model.hard:
             return np.eye(model.clusters, dtype=np.float32)[self.predict(X)]

@@ -1,7 +1,7 @@
 """The model artefact: one directory from fit to batch assignment to service.
 
     model.json             what it is and how it was made, with checksums of the other files
-    prototypes.safetensors prototypes, shift, log_s, counts; of a logistic objective also its weights and bias
+    prototypes.safetensors prototypes, shift, log_s, counts, shares; of a logistic objective also its weights and bias
     history.jsonl          one line an ADM step
 
 It is written atomically and verified when loaded; nothing in it is ever executed or unpickled.
@@ -35,7 +35,7 @@ from raydkm.ops.scores import Scores
 
 SCHEMA_VERSION = 1
 
-_TENSOR_NAMES = ("prototypes", "shift", "log_s", "counts", "weights", "bias")
+_TENSOR_NAMES = ("prototypes", "shift", "log_s", "counts", "shares", "weights", "bias")
 _JSON, _TENSORS, _HISTORY = "model.json", "prototypes.safetensors", "history.jsonl"
 
 
@@ -58,6 +58,8 @@ class Model:
         Logarithms of the balance scalings.
     counts : Tensor (K,) of float64
         Weight of the training rows assigned to each cluster.
+    shares : Tensor (K,) of float64
+        q_hat of the last step: the same of soft targets, as a part of all.
     record : dict
         How the model was made: rows, inertia, fingerprint, versions, seconds; plain JSON values.
     history : list of dict
@@ -74,6 +76,7 @@ class Model:
     shift: Tensor
     log_s: Tensor
     counts: Tensor
+    shares: Tensor
     record: dict[str, Any]
     history: list[dict[str, Any]]
     weights: Tensor | None = None
@@ -125,8 +128,8 @@ class Model:
         if self.weights is None or self.bias is None:
             if self.reading != "p":
                 return Scores.of(self.prototypes, self.log_s, self.temperature, torch.float32, torch.device("cpu"))
-            share = self.counts.clamp(min=1e-6) / self.counts.sum()
-            return Scores(self.prototypes / self.temperature, 0.5 * share.log().float(), OF_LOGITS)
+            bias = 0.5 * self.shares.clamp(min=1e-300).log()
+            return Scores(self.prototypes / self.temperature, bias.float(), OF_LOGITS)
         if self.reading != "q":
             return Scores(self.weights, self.bias, OF_LOGITS)
         kind = OBJECTIVES[self.config.objective]
@@ -224,6 +227,7 @@ def _verified(path: Path, expected: str) -> bytes:
 def _check_shapes(model: Model, place: Path) -> None:
     clusters, dim = model.config.clusters, model.dim
     shapes = {"prototypes": (clusters, dim), "shift": (dim,), "log_s": (clusters,), "counts": (clusters,)}
+    shapes["shares"] = (clusters,)
     if issubclass(OBJECTIVES[model.config.objective], LogisticObjective):
         shapes |= {"weights": (clusters, dim), "bias": (clusters,)}
     for name, shape in shapes.items():

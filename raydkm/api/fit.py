@@ -220,6 +220,7 @@ def _model(fitted: Fitted, config: FitConfig) -> Model:
         shift=fitted.shift,
         log_s=state.log_s,
         counts=fitted.counts,
+        shares=state.shares,
         record={
             **fitted.facts,
             "inertia": fitted.inertia,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from raydkm.errors import ConfigError
 from raydkm.model import Model, load
+from raydkm.ops.seeding import SEEDINGS
 
 
 def files_named(options: dict[str, Any]) -> list[str]:
@@ -34,7 +35,7 @@ def read_given(options: dict[str, Any]) -> tuple[NDArray[np.float64] | None, dic
     if isinstance(options.get("marginal"), str | os.PathLike):
         options["marginal"] = _numbers(options["marginal"])
     init = options.get("init")
-    if init is None or (isinstance(init, str) and not _is_place(init)):
+    if init is None or (isinstance(init, str) and (init in SEEDINGS or not _is_place(init))):
         return None, options
     options["init"] = "array"
     if isinstance(init, Model):

@@ -58,6 +58,7 @@ def fit_batch(
         shift=running.frame.shift,
         log_s=torch.zeros_like(running.counts),
         counts=running.counts,
+        shares=running.counts / running.counts.sum(),
         record={
             "rows": running.rows,
             "weight": float(running.counts.sum()),

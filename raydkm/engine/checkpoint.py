@@ -37,7 +37,7 @@ class Checkpoint:
     seeding : dict
         How the fit was seeded.
     config : dict
-        The fields of `FitConfig`.
+        The fields of `FitConfig`, as JSON has them.
     fingerprint : str
         Of the data.
     """
@@ -49,10 +49,10 @@ class Checkpoint:
     fingerprint: str
 
     def check_config(self, config: FitConfig) -> None:
-        """Refuse to go on with other parameters (but `max_steps`, which only ends a fit)."""
-        now = config.model_dump()
+        """Refuse to go on with other parameters (but `max_steps` and `max_time`, which only end a fit)."""
+        now = config.model_dump(mode="json")
         for name, was in self.config.items():
-            if name != "max_steps" and now.get(name) != was:
+            if name not in ("max_steps", "max_time") and now.get(name) != was:
                 raise ConfigError(f"this run was started with {name} {was!r}, not {now.get(name)!r}; name another run")
 
     def check_data(self, fingerprint: str) -> None:
@@ -106,7 +106,7 @@ class CheckpointFile:
             "fingerprint": checkpoint.fingerprint,
         }
         state = checkpoint.state
-        tensors = {"prototypes": state.prototypes, "bias": state.bias, "log_s": state.log_s}
+        tensors = {name: getattr(state, name) for name in ("prototypes", "bias", "log_s", "shares")}
         content = save_tensors(tensors, metadata={"raydkm": json.dumps(described)})
         try:
             self._files.create_dir(self._path.rpartition("/")[0], recursive=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import time
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def fit_rows(
 
         def save(state: State, *, now: bool) -> None:
             if checkpoints is not None and comm.rank == 0 and (now or checkpoints.due()):
-                checkpoints.save(Checkpoint(state, history, seeding, config.model_dump(), look.fingerprint))
+                checkpoints.save(Checkpoint(state, history, seeding, config.model_dump(mode="json"), look.fingerprint))
 
         def record(state: State, terms: Terms, seconds: dict[str, float]) -> bool:
             history.append({"step": state.step, **terms.asdict(), **seconds})
@@ -157,9 +158,14 @@ def fit_rows(
         stopped = history[-1]["settled"] or ("max_steps" if state.step >= config.max_steps else "max_time")
         if comm.rank == 0 and stopped in ("max_steps", "max_time"):
             logger.warning("stopped by %s = %g, before the fit had settled", stopped, getattr(config, stopped))
-        if goal.balance.held and history[-1]["balance_residual"] > BALANCE_TOLERANCE:
-            state = hold_shares(goal, state, passes, FINAL_SWEEPS)
-        save(state, now=True)
+        save(state, now=True)  # before the sweeps, so that a fit goes on as if there had been none
+        residual = float(history[-1]["balance_residual"])
+        if goal.balance.held and not goal.hard and residual > BALANCE_TOLERANCE and stopped != "max_time":
+            state, residual = hold_shares(goal, state, passes, FINAL_SWEEPS)
+        if goal.balance.held and comm.rank == 0 and residual > BALANCE_TOLERANCE:
+            logger.warning(
+                "the clusters' shares are not held yet: a scaling would change by %.2g", math.expm1(residual)
+            )
         clock.lap("steps")
 
         inertia, counts, means = _assignment(stored, goal, state, frame, facts, labels)
@@ -170,7 +176,7 @@ def fit_rows(
         state=state,
         means=means,
         shift=frame.shift,
-        temperature=temperature,
+        temperature=goal.temperature_at(state.step),
         collapse_temperature=critical,
         counts=counts,
         inertia=inertia,
@@ -181,6 +187,7 @@ def fit_rows(
             "weight": facts.weight,
             "fingerprint": look.fingerprint,
             "seeding": seeding,
+            "balance_residual": residual,
             "peak_memory": peaks,
         },
         seconds=clock.laps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -31,11 +32,21 @@ def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watc
     return state
 
 
-def hold_shares(objective: Objective, state: State, passes: Passes, most: int) -> State:
-    """Sweep the scalings alone, with the model as it is, until the clusters' shares are held, or for `most` passes."""
+def hold_shares(objective: Objective, state: State, passes: Passes, most: int) -> tuple[State, float]:
+    """Sweep the scalings alone, with the model as it is, until the clusters' shares are held, or for `most` passes.
+
+    Returns
+    -------
+    State, float
+        The state nearest to that, and the change of a log s_k that a further sweep would make.
+    """
+    best, least = state, math.inf
     for _ in range(most):
         statistics = passes.sum(objective.fields(state), objective.e_step(state))
-        state, residual = objective.sweep(state, statistics)
+        swept, residual = objective.sweep(state, statistics)
+        if residual < least:
+            best, least = state, residual
         if residual <= BALANCE_TOLERANCE:
             break
-    return state
+        state = swept
+    return best, least

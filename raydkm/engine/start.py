@@ -46,7 +46,12 @@ def given(start: np.ndarray, config: FitConfig, frame: Frame) -> tuple[Tensor, d
         raise ConfigError(f"initial prototypes have shape {start.shape}, expected {expected}")
     if not np.isfinite(start).all():
         raise ConfigError("initial prototypes hold NaN or infinite values")
-    prototypes = frame.normalise(torch.from_numpy(start)) - frame.shift
+    given_as = torch.from_numpy(start)
+    prototypes = frame.normalise(given_as)
+    if frame.metric == "cosine":  # means of unit vectors, as of a model, are shorter than these and stay so
+        norm = torch.linalg.vector_norm(given_as, dim=1, keepdim=True)
+        prototypes = torch.where((norm > 0) & (norm < 1), given_as, prototypes)
+    prototypes = prototypes - frame.shift
     if not bool(prototypes.isfinite().all()):
         raise ConfigError("initial prototypes: a zero vector has no direction (metric cosine)")
     return prototypes, {"init": "array", "sha256": digest(start)}

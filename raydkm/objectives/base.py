@@ -40,6 +40,8 @@ class State:
         b of the logistic family; else zero.
     log_s : Tensor (K,) of float64
         Logarithms of the balance scalings; zero without balance.
+    shares : Tensor (K,) of float64
+        q_hat of the last step; equal before the first.
     objective : float
         What the last step reached; infinite before the first.
     """
@@ -48,19 +50,21 @@ class State:
     prototypes: Tensor
     bias: Tensor
     log_s: Tensor
+    shares: Tensor
     objective: float = math.inf
 
     @classmethod
     def at(cls, prototypes: Tensor, bias: Tensor | None = None) -> State:
         log_s = torch.zeros(len(prototypes), dtype=torch.float64)
-        return cls(0, prototypes, torch.zeros_like(log_s) if bias is None else bias, log_s)
+        shares = torch.full_like(log_s, 1 / len(prototypes))
+        return cls(0, prototypes, torch.zeros_like(log_s) if bias is None else bias, log_s, shares)
 
 
 @dataclass(frozen=True)
 class Terms:
     """What one step reached: the objective and what it is made of. Entropies are in nats.
 
-    In the distance family `objective` belongs to the targets of this step and the prototypes updated from them, in the
+    In the distance family `objective` belongs to the targets of this step and the prototypes after it, in the
     logistic family to the targets and the model that they were computed from.
     """
 
@@ -183,7 +187,7 @@ class Objective(ABC):
 
     def _settled(self, state: State, objective: float, residual: float, *, shift: bool) -> str | None:
         """The stopping rule that a step meets, given whether its shift is small enough."""
-        if state.step < self.setting.anneal or residual > BALANCE_TOLERANCE:
+        if state.step <= self.setting.anneal > 0 or residual > BALANCE_TOLERANCE:
             return None
         if shift:
             return "shift"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,9 +18,10 @@ from raydkm.ops.health import duplicates
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local, cluster_fields, hard_statistics, soft_statistics
 
-#: Where shares are held to what is asked, prototypes wait while a scaling changes by more than this in a sweep. Else
-#: means that jump and scalings that lag behind them drive each other in circles.
+#: Where shares are held to what is asked, prototypes wait while a scaling changes by more than this in a sweep, but not
+#: for longer than some steps. Else means that jump and scalings that lag behind drive each other in circles.
 HELD_TOLERANCE = 0.1
+MOVE_EVERY = 5
 
 
 class DistanceObjective(Objective):
@@ -66,7 +66,7 @@ class DistanceObjective(Objective):
         counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
         alive = counts > 0
         means = sums / counts.where(alive, torch.ones_like(counts))[:, None]
-        distortion = max(0.0, moments.square - float(counts @ means.square().sum(1))) / moments.weight
+        within = moments.square - float(counts @ means.square().sum(1))
         entropy = float(statistics["entropy"]) / moments.weight
         empty, donors = self._relocation(counts)
         if setting.empty == "keep":
@@ -79,10 +79,13 @@ class DistanceObjective(Objective):
             if setting.empty != "keep":
                 log_s[empty] = log_s[donors]
             residual = float((log_s - state.log_s).abs().max())
-            if self.balance.held and residual > HELD_TOLERANCE and bool(alive.all()):
+            waits = self.balance.held and residual > HELD_TOLERANCE and (state.step + 1) % MOVE_EVERY > 0
+            if waits and bool(alive.all()):
                 prototypes = state.prototypes
+                within += float(counts @ (prototypes - means).square().sum(1))
         shift = torch.linalg.vector_norm(prototypes - state.prototypes).item()
 
+        distortion = max(0.0, within) / moments.weight
         temperature = self.temperature_at(state.step)
         objective = self.loss(distortion, entropy, self.balance.term(counts), temperature)
         terms = Terms(
@@ -101,7 +104,8 @@ class DistanceObjective(Objective):
             duplicates=duplicates(prototypes),
             settled=self._settled(state, objective, residual, shift=shift**2 <= setting.tol * moments.column_variance),
         )
-        return replace(state, step=state.step + 1, prototypes=prototypes, log_s=log_s, objective=objective), terms
+        shares = counts / moments.weight
+        return State(state.step + 1, prototypes, state.bias, log_s, shares, objective), terms
 
     def _relocation(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Empty clusters, and for each in turn the next largest cluster, beside whose prototype it is placed.

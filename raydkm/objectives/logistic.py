@@ -124,4 +124,4 @@ class LogisticObjective(Objective):
             duplicates=duplicates(prototypes),
             settled=self._settled(state, objective, residual, shift=False),
         )
-        return State(state.step + 1, prototypes, bias, log_s, objective), terms
+        return State(state.step + 1, prototypes, bias, log_s, counts / total, objective), terms

@@ -55,9 +55,8 @@ def logistic_statistics(scores: Scores, alpha: float, log_s: Tensor, frame: Fram
             log_p = torch.log_softmax(scores(z), 1)
             log_q = torch.log_softmax(torch.add(log_s, log_p, alpha=1 + alpha), 1)
             q = log_q.exp()
-            # -inf * 0 would be nan: a posterior that underflows adds nothing
-            entropy -= torch.dot(weight[where], log_q.clamp_(min=-1e4).mul_(q).sum(1).double())
-            cross -= torch.dot(weight[where], (log_p.clamp(min=-1e4) * q).sum(1).double())
+            entropy -= torch.dot(weight[where], log_q.mul_(q).sum(1).double())
+            cross -= torch.dot(weight[where], (log_p * q).sum(1).double())
             p = log_p.exp_()
             counts.addmv_(q.T, heavy)
             posterior_counts.addmv_(p.T, heavy)

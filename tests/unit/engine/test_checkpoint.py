@@ -22,9 +22,11 @@ OPTIONS = {"clusters": 40, "tol": 0, "max_steps": 60, "n_init": 1, "temperature"
 
 def checkpoint(step: int = 3) -> Checkpoint:
     rng = np.random.default_rng(0)
-    prototypes, bias, log_s = (torch.from_numpy(rng.standard_normal(shape)) for shape in ((4, 3), 4, 4))
-    state = State(step, prototypes, bias, log_s, 0.7)
-    return Checkpoint(state, [{"step": 1, "objective": 0.1 + 0.2}], {"init": "random"}, FitConfig().model_dump(), "f")
+    tensors = [torch.from_numpy(rng.standard_normal(shape)) for shape in ((4, 3), 4, 4, 4)]
+    state = State(step, *tensors, 0.7)
+    return Checkpoint(
+        state, [{"step": 1, "objective": 0.1 + 0.2}], {"init": "random"}, FitConfig().model_dump(mode="json"), "f"
+    )
 
 
 def test_a_checkpoint_comes_back_to_the_last_bit(tmp_path: Path) -> None:
@@ -38,6 +40,7 @@ def test_a_checkpoint_comes_back_to_the_last_bit(tmp_path: Path) -> None:
     assert torch.equal(found.state.prototypes, checkpoint().state.prototypes)
     assert torch.equal(found.state.log_s, checkpoint().state.log_s)
     assert torch.equal(found.state.bias, checkpoint().state.bias)
+    assert torch.equal(found.state.shares, checkpoint().state.shares)
     assert found.state.objective == 0.7
     assert (found.history, found.config) == (checkpoint().history, checkpoint().config)
     assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["checkpoint.safetensors"]
@@ -92,6 +95,26 @@ def test_a_fit_that_was_cut_short_goes_on_to_the_same_bits(blobs, tmp_path: Path
         raydkm.fit(x, **{**OPTIONS, "clusters": 39}, **run)
     with pytest.raises(ConfigError, match="other data"):
         raydkm.fit(x[1:], **OPTIONS, **run)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "soft-kmeans", "balance": 1.0, "marginal": [1, 2, 3, 4]},
+        {"objective": "soft-kmeans", "temperature": "0.3Tc", "min_share": 0.24, "max_share": 0.26},
+        {"objective": "sinkhorn"},
+        {"objective": "mi"},
+        {"anneal": 4},
+    ],
+)
+def test_whatever_shares_and_temperatures_a_fit_has_it_goes_on_to_the_same_bits(blobs, tmp_path: Path, options) -> None:
+    x, _ = blobs(rows=500, dim=4, clusters=5, apart=2.0)
+    options = {"clusters": 4, "tol": 0, "objective_tol": 0, **options}
+    run = {"run_dir": str(tmp_path / "run"), "checkpoint_every": 0}
+    raydkm.fit(x, max_steps=5, **options, **run)
+    whole = raydkm.fit(x, max_steps=9, **options)
+    resumed = [raydkm.fit(x, max_steps=9, **options, **run) for _ in range(2)]
+    assert {model.checksum() for model in resumed} == {whole.checksum()}
 
 
 def test_a_run_goes_on_only_from_the_prototypes_it_began_with(blobs, tmp_path: Path) -> None:

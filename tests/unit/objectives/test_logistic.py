@@ -16,6 +16,7 @@ import raydkm
 from raydkm.engine.loop import hold_shares
 from raydkm.errors import ConfigError
 from raydkm.objectives import OBJECTIVES
+from raydkm.objectives.base import BALANCE_TOLERANCE
 from raydkm.objectives.logistic import LogisticObjective
 from raydkm.ops.balance import Balance
 from raydkm.ops.metrics import clustering_accuracy
@@ -150,7 +151,8 @@ def test_the_objective_of_mi_is_the_one_of_the_paper(problem) -> None:
 def test_sinkhorn_holds_the_marginal_to_its_target(problem, marginal: list[float] | None) -> None:
     target = None if marginal is None else torch.tensor(marginal, dtype=torch.float64)
     p = case(problem, "sinkhorn", temperature=1.0, balance=Balance(0.0, target))
-    state = hold_shares(p.goal, course(p, 50)[0], p.passes, 200)
+    state, residual = hold_shares(p.goal, course(p, 50)[0], p.passes, 200)
+    assert residual <= BALANCE_TOLERANCE
     logits = p.z @ state.prototypes.numpy().T + state.bias.numpy()
     share = p.weight @ softmax(2 * logits + state.log_s.numpy()) / p.weight.sum()
     np.testing.assert_allclose(share, marginal or [0.2] * 5, rtol=0.01)
@@ -182,11 +184,13 @@ def test_models_hold_their_posterior_and_both_readings(blobs, objective: str, tm
 
 def test_the_discriminative_reading_of_sr_kmeans_is_the_one_of_the_paper(blobs) -> None:
     """theta = theta' / (lambda K), b = log(q_hat) / 2; hard objectives have none."""
-    x, _ = blobs(rows=400, dim=4, clusters=4)
+    x, _ = blobs(rows=400, dim=4, clusters=4, apart=2.0)
     model = raydkm.fit(x, clusters=4, lam=0.3)
     p = model.read_as("p").scores()
     torch.testing.assert_close(p.prototypes, model.prototypes / (0.3 * 4))
-    torch.testing.assert_close(p.bias, (0.5 * (model.counts / 400).log()).float())
+    torch.testing.assert_close(p.bias, (0.5 * model.shares.log()).float())
+    assert not torch.equal(model.shares, model.counts / 400)
+    assert float(model.shares.sum()) == pytest.approx(1)
     with pytest.raises(ConfigError, match="kmeans has no posterior p"):
         raydkm.fit(x, clusters=4, objective="kmeans").read_as("p")
     with pytest.raises(ConfigError, match="must be q or p"):
