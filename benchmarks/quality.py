@@ -24,10 +24,9 @@ from typing import Annotated
 import typer
 from quality_analyses import initialisation, sensitivity
 from quality_data import DIGITS, SYNTAX, Place, read
-from quality_methods import DEFAULT, Budget, Method, outcome, settings
+from quality_methods import DEFAULT, Budget, Method, check, outcome
 from quality_tables import NOTES, SetReport, table_of_initialisation, table_of_methods, tables_of_sensitivity
 
-from raydkm.config import configure
 from raydkm.errors import RaydkmError
 
 
@@ -51,6 +50,10 @@ def main(
     """Fit every method with every seed to every data set, and print the tables."""
     if convergence and html is None:
         raise typer.BadParameter("--convergence is a plot; give --html too")
+    if html is not None:
+        from quality_page import page  # here, for without a page plotly is not needed
+
+        html.touch()  # that it can be written is known before any work
     logging.getLogger("raydkm").setLevel(logging.ERROR)  # unsettled fits have their asterisk in the table
     budget = Budget(seeds, threads, max_steps, limit)
     try:
@@ -59,9 +62,11 @@ def main(
             places.insert(0, Place(Path(data[0]).stem, tuple(data), column, label, clusters, metric))
         places = places or [DIGITS]
         methods = [Method.parse(text) for text in method or DEFAULT]
-        for own in (m for m in methods if not m.is_peer):  # before any work
-            for place in places:
-                configure(settings(own, place.clusters, place.metric, 0, budget))
+        for place in places:  # all of it before any work
+            if place.paths:
+                place.open()
+            for one in methods:
+                check(one, place.clusters, place.metric, budget)
     except (ValueError, RaydkmError) as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -71,8 +76,6 @@ def main(
     ]
     print(NOTES)
     if html is not None:
-        from quality_page import page
-
         command = shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]])
         html.write_text(page(reports, budget, command, convergence=convergence), encoding="utf-8")
         tell(f"wrote {html}")

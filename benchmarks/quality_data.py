@@ -50,6 +50,14 @@ class Place:
             raise ValueError(f"{text!r}: METRIC must be euclidean or cosine, not {metric!r}")
         return cls(name, (path,), column, label, int(clusters), metric)
 
+    def open(self) -> ParquetTable:
+        """The files' table, whose columns are checked; raise `InputError` where they are not as they should be."""
+        table = ParquetTable.open(list(self.paths), self.column, unit=self.metric == "cosine")
+        for path, schema in zip(table.files, table.schemas, strict=True):
+            if self.label not in schema.names:
+                raise InputError(f"{path}: no label column '{self.label}'; there are: {', '.join(schema.names)}")
+        return table
+
 
 DIGITS = Place("digits", (), "pixels", "label", 10, "euclidean")
 
@@ -83,10 +91,7 @@ def read(place: Place, directory: Path) -> DataSet:
         If files, columns or rows are not as they should be.
     """
     if place.paths:
-        table = ParquetTable.open(list(place.paths), place.column, unit=place.metric == "cosine")
-        for path, schema in zip(table.files, table.schemas, strict=True):
-            if place.label not in schema.names:
-                raise InputError(f"{path}: no label column '{place.label}'; there are: {', '.join(schema.names)}")
+        table = place.open()
         x = np.concatenate([block.rows for block in table.read()]).astype(np.float32)
         labels = np.concatenate([_labels(path, place.label) for path in table.files])
     else:

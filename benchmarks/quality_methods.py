@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from raydkm.api.fit import fit_model
 from raydkm.config import configure
+from raydkm.errors import RaydkmError
 from raydkm.objectives import OBJECTIVES
 from raydkm.ops.health import duplicates
 from raydkm.ops.metrics import agreement
@@ -136,7 +137,7 @@ Outcome: TypeAlias = "list[Result] | str"
 
 def outcome(method: Method, data: DataSet, budget: Budget) -> Outcome:
     """Fit `method` with every seed."""
-    if method.kind == CONSTRAINED and importlib.util.find_spec("k_means_constrained") is None:
+    if not is_installed(method):
         return f"skipped: not installed (pip install {CONSTRAINED})"
     if method.kind in LIMITED:
         fits = _fit_in_time(method, data, budget)
@@ -149,7 +150,23 @@ def result(method: Method, data: DataSet, seed: int, budget: Budget) -> Result:
     return score(fit(method, data.x, data.clusters, data.metric, seed, budget), data)
 
 
-def settings(method: Method, clusters: int, metric: str, seed: int, budget: Budget) -> dict[str, Any]:
+def check(method: Method, clusters: int, metric: str, budget: Budget) -> None:
+    """Raise `ValueError` if the method has no such option, or raydkm's an impossible one."""
+    try:
+        if not method.is_peer:
+            configure(_settings(method, clusters, metric, 0, budget))
+        elif is_installed(method):
+            _peer(method, clusters, clusters, 0, budget.max_steps)
+    except (TypeError, RaydkmError) as error:
+        raise ValueError(f"{method.name}: {error}") from None
+
+
+def is_installed(method: Method) -> bool:
+    """Whether what the method is from is installed."""
+    return method.kind != CONSTRAINED or importlib.util.find_spec("k_means_constrained") is not None
+
+
+def _settings(method: Method, clusters: int, metric: str, seed: int, budget: Budget) -> dict[str, Any]:
     """The keys of `raydkm.fit` for one of its objectives."""
     return {
         "clusters": clusters,
@@ -174,7 +191,7 @@ def fit(method: Method, x: NDArray[np.float32], clusters: int, metric: str, seed
         prototypes = peer.means_ if isinstance(peer, GaussianMixture) else peer.cluster_centers_
         return Fit(labels, prototypes, int(peer.n_iter_), seconds)
     began = time.perf_counter()
-    model, found = fit_model(x, *configure(settings(method, clusters, metric, seed, budget)))
+    model, found = fit_model(x, *configure(_settings(method, clusters, metric, seed, budget)))
     seconds = time.perf_counter() - began
     assert found is not None  # of an array in this process
     course = tuple(entry["objective"] for entry in model.history)

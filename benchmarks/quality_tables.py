@@ -16,7 +16,7 @@ NOTES = (
     "cluster, over the least that any method found. Marginal entropy: of the cluster sizes, in nats; equal sizes have "
     "log K. Duplicates: prototypes equal to another one in float32; those of mi, kl, tim and sinkhorn are means of "
     "rows, which are all the same of empty clusters. Sizes: mean of the smallest and of the largest cluster. An "
-    "asterisk: at least one fit was stopped by the most steps allowed."
+    "asterisk: at least one fit took all the steps allowed."
 )
 
 

@@ -10,7 +10,7 @@ import pytest
 import quality_page
 from quality_analyses import Seeded, Setting
 from quality_data import DIGITS, Place
-from quality_methods import DEFAULT, Budget, Method, Outcome, Result, entropy, inertia
+from quality_methods import DEFAULT, Budget, Method, Outcome, Result, check, entropy, inertia
 from quality_tables import SetReport, Table, spread, table_of_methods
 
 BUDGET = Budget(seeds=2, threads=1, max_steps=100, limit=5)
@@ -85,6 +85,24 @@ def test_a_method_is_parsed_with_its_options() -> None:
 def test_a_method_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"no method|is not NAME"):
         Method.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kmeans:balnce=1", "did you mean 'balance'"),
+        ("kmeans:balance=2", "balance"),
+        ("sklearn.KMeans:balance=1", "unexpected keyword argument 'balance'"),
+    ],
+)
+def test_an_impossible_option_is_refused_before_any_work(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(Method.parse(text), 10, "euclidean", BUDGET)
+
+
+def test_default_methods_are_possible() -> None:
+    for name in DEFAULT:
+        check(Method.parse(name), 10, "cosine", BUDGET)
 
 
 def test_spread() -> None:
