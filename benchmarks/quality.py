@@ -1,108 +1,116 @@
-"""Quality beside scikit-learn's KMeans: same rows, same threads, same run, several seeds.
+r"""Quality of raydkm's objectives beside scikit-learn and k-means-constrained: same rows, same threads, several seeds.
 
     python benchmarks/quality.py DATA.parquet --column pixels --label label --clusters 10
-    python benchmarks/quality.py DATA.parquet --column embedding --label label --clusters 20 --metric cosine
+    python benchmarks/quality.py DATA.parquet --column embedding --label label --clusters 20 --metric cosine \
+        --seeds 5 --html page.html
+    python benchmarks/quality.py --set digits --set mnist=mnist.parquet:pixels:label:10:euclidean \
+        --sensitivity --initialisation --convergence --html page.html
 
-Without DATA: scikit-learn's digits. Prints a
-Markdown table: ACC, NMI, inertia relative to the best seen, smallest and largest cluster, seconds.
+Without data: scikit-learn's digits. Prints Markdown tables; `quality_tables.NOTES` says what the columns are. With
+--html it also writes a page of them with plots (which needs plotly, of the dev extra). --sensitivity and
+--initialisation are of the first data set, --convergence of all.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import shlex
+import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import pyarrow.parquet as pq
-import torch
 import typer
-from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.preprocessing import normalize
+from quality_analyses import initialisation, sensitivity
+from quality_data import DIGITS, SYNTAX, Place, read
+from quality_methods import DEFAULT, Budget, Method, check, outcome
+from quality_tables import NOTES, SetReport, table_of_initialisation, table_of_methods, tables_of_sensitivity
 
-from raydkm import DKMeans
-from raydkm.api.demo import write_digits
-from raydkm.data.files import find_files
-from raydkm.data.parquet import ParquetTable
-from raydkm.ops.metrics import agreement
-
-DEFAULT = ["kmeans", "sr-kmeans", "sr-kmeans:balance=0.9", "scikit-learn:n_init=1", "scikit-learn:n_init=10"]
+from raydkm.errors import RaydkmError
 
 
 def main(
-    data: Annotated[list[str] | None, typer.Argument()] = None,
+    data: Annotated[list[str] | None, typer.Argument(help="Parquet files or directories of one data set.")] = None,
     column: str = "pixels",
     label: str = "label",
     clusters: int = 10,
     metric: str = "euclidean",
-    seeds: int = 5,
+    sets: Annotated[list[str] | None, typer.Option("--set", help=f"{SYNTAX}, or digits; may be repeated.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="NAME or NAME:key=value,…; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1)] = 5,
+    threads: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+    max_steps: Annotated[int, typer.Option(min=1, help="Most steps of a fit, of every method.")] = 300,
+    limit: Annotated[float, typer.Option(help="Seconds of a fit of GaussianMixture or k-means-constrained.")] = 60.0,
+    sensitivity_: Annotated[bool, typer.Option("--sensitivity", help="To temperature and balance.")] = False,
+    initialisation_: Annotated[bool, typer.Option("--initialisation", help="Spread over seedings.")] = False,
+    convergence: Annotated[bool, typer.Option("--convergence", help="Objective by step, on the page.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Page to write.")] = None,
 ) -> None:
-    """Run every method with every seed and print the table."""
-    if not data:
-        with tempfile.TemporaryDirectory() as place:
-            write_digits(Path(place) / "digits", shards=1)
-            main([place], column, label, clusters, metric, seeds, method)
-        return
-    table = ParquetTable.open(data, column, unit=metric == "cosine")
-    x = np.concatenate([block.rows for block in table.read()])
-    labels = np.concatenate([pq.read_table(path, columns=[label])[label].to_numpy() for path in find_files(data)])
-    peer = normalize(x.astype(np.float32)) if metric == "cosine" else x.astype(np.float32)
-    results: dict[str, list[dict[str, float]]] = {}
-    for name in method or DEFAULT:
-        results[name] = [run(name, x, peer, labels, clusters, metric, seed) for seed in range(seeds)]
-    best = min(result["inertia"] for runs in results.values() for result in runs)
-    threads = torch.get_num_threads()
-    print(f"{len(x):,} × {x.shape[1]} ({x.dtype}), K = {clusters}, {metric}, {seeds} seeds, {threads} threads\n")
-    print("| method | ACC | NMI | inertia / best | sizes | steps | seconds |")
-    print("|---|---|---|---|---|---|---|")
-    for name, runs in results.items():
-        cells = [spread(runs, key) for key in ("acc", "nmi")]
-        ratio = [run["inertia"] / best for run in runs]
-        sizes = f"{np.mean([r['smallest'] for r in runs]):.0f}–{np.mean([r['largest'] for r in runs]):.0f}"
-        steps, seconds = (float(np.median([run[key] for run in runs])) for key in ("steps", "seconds"))
-        print(f"| {name} | {' | '.join(cells)} | {np.mean(ratio):.4f} (worst {max(ratio):.4f}) |", end="")
-        print(f" {sizes} | {steps:.0f} | {seconds:.2f} |")
+    """Fit every method with every seed to every data set, and print the tables."""
+    if convergence and html is None:
+        raise typer.BadParameter("--convergence is a plot; give --html too")
+    if html is not None:
+        from quality_page import page  # here, for without a page plotly is not needed
+
+        html.touch()  # that it can be written is known before any work
+    logging.getLogger("raydkm").setLevel(logging.ERROR)  # unsettled fits have their asterisk in the table
+    budget = Budget(seeds, threads, max_steps, limit)
+    try:
+        places = [Place.parse(text) for text in sets or []]
+        if data:
+            places.insert(0, Place(Path(data[0]).stem, tuple(data), column, label, clusters, metric))
+        places = places or [DIGITS]
+        methods = [Method.parse(text) for text in method or DEFAULT]
+        for place in places:  # all of it before any work
+            if place.paths:
+                place.open()
+            for one in methods:
+                check(one, place.clusters, place.metric, budget)
+    except (ValueError, RaydkmError) as error:
+        raise typer.BadParameter(str(error)) from None
+
+    reports = [
+        report(place, methods, budget, sensitive=sensitivity_ and not i, seedings=initialisation_ and not i)
+        for i, place in enumerate(places)
+    ]
+    print(NOTES)
+    if html is not None:
+        command = shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]])
+        html.write_text(page(reports, budget, command, convergence=convergence), encoding="utf-8")
+        tell(f"wrote {html}")
 
 
-def run(
-    name: str, x: NDArray, peer: NDArray, labels: NDArray, clusters: int, metric: str, seed: int
-) -> dict[str, float]:
-    """Fit once; inertia is the one that each method reports of its own assignment and prototypes."""
-    kind, _, rest = name.partition(":")
-    options = {key: number(value) for key, _, value in (item.partition("=") for item in rest.split(",") if item)}
-    began = time.perf_counter()
-    if kind == "scikit-learn":
-        fitted = KMeans(clusters, random_state=seed, **options).fit(peer)
-    else:
-        fitted = DKMeans(clusters, objective=kind, metric=metric, random_state=seed, **options).fit(x)
-    seconds = time.perf_counter() - began
-    found = fitted.labels_
-    sizes = np.bincount(found, minlength=clusters)
-    return {
-        **agreement(labels, found),
-        "inertia": float(fitted.inertia_),
-        "smallest": float(sizes.min()),
-        "largest": float(sizes.max()),
-        "steps": float(fitted.n_iter_),
-        "seconds": seconds,
-    }
+def report(place: Place, methods: list[Method], budget: Budget, *, sensitive: bool, seedings: bool) -> SetReport:
+    """Fit every method to one data set, with the analyses that are asked for, and print the tables."""
+    with tempfile.TemporaryDirectory() as directory:
+        data = read(place, Path(directory))
+        print(f"## {data.name}: {data.described}\n")
+        outcomes = {}
+        for method in methods:
+            outcomes[method.name] = outcome(method, data, budget)
+            tell(f"{data.name}: {method.name}")
+        found = SetReport(
+            data.name,
+            data.described,
+            data.clusters,
+            outcomes,
+            sensitivity(data, budget, tell) if sensitive else [],
+            initialisation(data, budget, tell) if seedings else [],
+        )
+    print(table_of_methods(outcomes, data.clusters, budget.max_steps).markdown())
+    if found.sensitivity:
+        for title, table in tables_of_sensitivity(found.sensitivity).items():
+            print(f"\n### Sensitivity of sr-kmeans: {title}\n\n{table.markdown()}")
+    if found.initialisation:
+        print(f"\n### Initialisation\n\n{table_of_initialisation(found.initialisation).markdown()}")
+    print(flush=True)
+    return found
 
 
-def number(text: str) -> float | int | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def spread(runs: list[dict[str, float]], key: str) -> str:
-    values = [run[key] for run in runs]
-    return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
+def tell(text: str) -> None:
+    """Say how far the benchmark is, apart from its tables."""
+    typer.echo(text, err=True)
 
 
 if __name__ == "__main__":
