@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
@@ -20,6 +21,8 @@ from raydkm.engine.start import seed_rows
 from raydkm.engine.where import available_memory
 from raydkm.errors import EngineError, InputError
 from raydkm.ops.sample import Smallest
+
+logger = logging.getLogger("raydkm")
 
 #: What must be alike on all nodes for the same bits, and for workers to understand each other.
 PACKAGES = ("raydkm", "torch", "numpy", "pyarrow")
@@ -45,6 +48,11 @@ def check_workers(comm: ProcessGroup) -> None:
                     f"{name} runs {package} {number} and {comm.names[0]} {everyone[0][package]}; install one version "
                     "on all nodes"
                 )
+    processors = sorted(set(comm.all_gather(torch.backends.cpu.get_cpu_capability())))
+    if comm.rank == 0 and len(processors) > 1:
+        logger.warning(
+            "unlike processors (%s): the result is the same to rounding, not to the bit", ", ".join(processors)
+        )
     device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
     sent = torch.tensor([2**40 + comm.rank, -comm.rank], device=device)
     comm.all_reduce(sent)

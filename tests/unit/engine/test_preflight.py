@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import raydkm
 from raydkm.data import tiers
@@ -20,12 +21,15 @@ class Workers:
 
     rank, world_size = 0, 2
 
-    def __init__(self, other: Any = None, sums: Any = None):
+    def __init__(self, other: Any = None, sums: Any = None, old: bool = False):
         self.names = ["worker 0", "worker 1"]
+        self._old = old
         self._other, self._sums = other, sums
 
     def all_gather(self, value: Any) -> list[Any]:
-        return [value, value | self._other if isinstance(value, dict) and self._other else value]
+        if isinstance(value, dict) and self._other:
+            return [value, value | self._other]
+        return [value, "Z80" if value == torch.backends.cpu.get_cpu_capability() and self._old else value]
 
     def all_reduce(self, buffer: Any) -> None:
         buffer.mul_(2)
@@ -45,6 +49,13 @@ def test_other_versions_on_another_node_are_refused() -> None:
 def test_workers_that_add_up_wrongly_are_refused() -> None:
     with pytest.raises(EngineError, match=r"the workers add up wrongly: .*; check the network"):
         preflight.check_workers(Workers(sums=17))  # type: ignore[arg-type]
+
+
+def test_unlike_processors_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    preflight.check_workers(Workers())  # type: ignore[arg-type]
+    assert not caplog.messages
+    preflight.check_workers(Workers(old=True))  # type: ignore[arg-type]
+    assert "Z80): the result is the same to rounding, not to the bit" in caplog.text
 
 
 @pytest.fixture
