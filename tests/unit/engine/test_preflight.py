@@ -52,9 +52,10 @@ def test_workers_that_add_up_wrongly_are_refused() -> None:
 
 
 def test_unlike_processors_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
-    preflight.check_workers(Workers())  # type: ignore[arg-type]
+    right = torch.tensor([1, -1])
+    preflight.check_workers(Workers(sums=right))  # type: ignore[arg-type]
     assert not caplog.messages
-    preflight.check_workers(Workers(old=True))  # type: ignore[arg-type]
+    preflight.check_workers(Workers(sums=right, old=True))  # type: ignore[arg-type]
     assert "Z80): the result is the same to rounding, not to the bit" in caplog.text
 
 
