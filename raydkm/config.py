@@ -174,8 +174,7 @@ class FitConfig(_Frozen):
     def _one_way_of_balance(self) -> FitConfig:
         from raydkm.objectives import OBJECTIVES
 
-        distance = self._is_distance
-        bounded = self.min_share > 0 or self.max_share < 1
+        distance, bounded = self._is_distance, self.bounded
         if not distance and (self.balance > 0 or bounded):
             raise ValueError(f"{self.objective} has its own balance; for another strength use tim with l1")
         if bounded and self.balance > 0:
@@ -201,6 +200,11 @@ class FitConfig(_Frozen):
         return self
 
     @property
+    def bounded(self) -> bool:
+        """Whether the clusters' shares have bounds."""
+        return self.min_share > 0 or self.max_share < 1
+
+    @property
     def _is_distance(self) -> bool:
         from raydkm.objectives import OBJECTIVES
         from raydkm.objectives.distance import DistanceObjective
@@ -212,8 +216,7 @@ class FitConfig(_Frozen):
         """Whether the objective has a temperature: soft ones do, hard ones only as the price scale of the balance."""
         from raydkm.objectives import OBJECTIVES
 
-        bounded = self.min_share > 0 or self.max_share < 1
-        return self.balance > 0 or bounded or not OBJECTIVES[self.objective].hard
+        return self.balance > 0 or self.bounded or not OBJECTIVES[self.objective].hard
 
     def fraction_of_tc(self) -> float | None:
         """The temperature as a fraction of T_c, or None where it is absolute or automatic."""

@@ -26,7 +26,7 @@ from raydkm.model import Model
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.distance import DistanceObjective
 from raydkm.ops.frame import Frame
-from raydkm.ops.hard import HardAssignment, has_bf16_units
+from raydkm.ops.hard import HardAssignment, screens
 from raydkm.ops.moments import Extent
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import cluster_fields, hard_statistics, soft_statistics
@@ -83,7 +83,7 @@ def has_batches(objective: str) -> bool:
 
 def check_config(config: FitConfig) -> None:
     """Refuse what has no mini-batch form: the shares of a batch say little about those of all rows."""
-    if config.balance > 0 or config.min_share > 0 or config.max_share < 1:
+    if config.balance > 0 or config.bounded:
         raise ConfigError("balance is reached on all rows at once; use fit, or partial_fit without")
     if config.anneal > 0:
         raise ConfigError("batches are not annealed; use fit, and go on from it in batches without anneal")
@@ -117,8 +117,7 @@ def step(running: Running, passes: Passes, config: FitConfig) -> Running:
     scores = Scores.of(running.prototypes, torch.zeros_like(running.counts), running.temperature, frame.dtype, device)
     hard = OBJECTIVES[config.objective].hard
     if hard:
-        screen = config.precision == "bf16" or (config.precision == "auto" and has_bf16_units(device))
-        local = hard_statistics(scores, frame, screen=screen)
+        local = hard_statistics(scores, frame, screen=screens(config.precision, device))
     else:
         local = soft_statistics(scores, frame, low_precision_sums=config.precision == "bf16")
     bound = extent.bound(frame)

@@ -17,7 +17,7 @@ from torch import Tensor
 from raydkm.ops.balance import Balance
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
-from raydkm.ops.hard import has_bf16_units
+from raydkm.ops.hard import screens
 from raydkm.ops.moments import Moments
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local
@@ -145,8 +145,7 @@ class Objective(ABC):
     def __init__(self, setting: Setting):
         self.setting = setting
         self.balance = setting.balance
-        precision = setting.precision
-        self.screen = precision == "bf16" or (precision == "auto" and has_bf16_units(setting.device))
+        self.screen = screens(setting.precision, setting.device)
 
     @abstractmethod
     def begin(self, prototypes: Tensor) -> State:

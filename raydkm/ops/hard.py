@@ -19,6 +19,11 @@ def has_bf16_units(device: torch.device) -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
+def screens(precision: str, device: torch.device) -> bool:
+    """Whether hard assignments are screened in bf16, by the precision asked for ("auto", "fp32" or "bf16")."""
+    return precision == "bf16" or (precision == "auto" and has_bf16_units(device))
+
+
 class HardAssignment:
     """argmax_k score_ik.
 
