@@ -85,7 +85,7 @@ class FitConfig(_Frozen):
     n_init: int = Field(4, ge=1, description="Seeded restarts on the seeding sample; the best goes on to all rows.")
     seed_rows: int | Literal["all"] | None = Field(
         None,
-        description="Rows in the seeding sample (default: 32 K, at least 8192, at most all rows); or all: k-means|| "
+        description="Rows in the seeding sample (default: 32 K, at least 32768, at most all rows); or all: k-means|| "
         "and k-means++ draw from every row, in 7 or K passes for each of n_init restarts.",
     )
     max_steps: int = Field(300, ge=1, description="Most ADM steps.")

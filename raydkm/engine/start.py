@@ -27,7 +27,7 @@ from raydkm.ops.seeding import SEEDINGS
 
 #: Steps of each restart on the seeding sample, before the best is chosen.
 RESTART_STEPS = 20
-MIN_SEED_ROWS = 8_192
+MIN_SEED_ROWS = 32_768
 SEED_ROWS_PER_CLUSTER = 32
 
 

@@ -61,11 +61,11 @@ def test_unlike_processors_are_told_of(caplog: pytest.LogCaptureFixture) -> None
 
 @pytest.fixture
 def data(tmp_path: Path, write) -> Path:
-    return write(tmp_path / "x.parquet", x=np.ones((200_000, 2)))
+    return write(tmp_path / "x.parquet", x=np.ones((600_000, 2)))
 
 
 def test_a_tier_without_room_is_refused_before_reading(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "available_memory", lambda: 2_000_000)  # of rows 3,200,000 bytes
+    monkeypatch.setattr(preflight, "available_memory", lambda: 4_000_000)  # of rows 9,600,000 bytes
     with pytest.raises(EngineError, match=r"this process: .* GiB of rows, but .* GiB of memory left; use cache auto"):
         raydkm.fit(data, column="x", clusters=2, threads=1, cache="host")
     monkeypatch.setattr(tiers.shutil, "disk_usage", lambda _: SimpleNamespace(total=1000, free=100))
@@ -78,8 +78,8 @@ def test_a_tier_without_room_is_refused_before_reading(data: Path, monkeypatch: 
     ("memory", "options", "what"),
     [
         (1000, {"clusters": 50}, "the sums of 50 clusters take"),
-        (100_000, {"clusters": 2}, "the seeding sample of 8192 rows takes"),
-        (1_500_000, {"clusters": 2, "seed_rows": "all"}, "seeding on all rows takes"),
+        (100_000, {"clusters": 2}, "the seeding sample of 32768 rows takes"),
+        (4_000_000, {"clusters": 2, "seed_rows": "all"}, "seeding on all rows takes"),
     ],
 )
 def test_what_memory_does_not_hold_besides_rows_is_refused(
