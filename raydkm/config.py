@@ -48,7 +48,8 @@ class FitConfig(_Frozen):
     temperature: float | str = Field(
         "auto",
         description="Softness T: auto, a number (units of squared distance), or a fraction of the collapse "
-        "temperature such as 0.25Tc; auto is 0.1Tc. Logistic objectives have their first targets of it, and lambda.",
+        "temperature such as 0.25Tc; auto is 0.1Tc. Logistic objectives have their first targets of it, and lambda; "
+        "auto then is half of 2 lambda_max of the covariance within the clusters that they begin at.",
     )
     lam: float | None = Field(
         None,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raydkm.config import FitConfig
 from raydkm.errors import ConfigError
 from raydkm.model import Model, load
 from raydkm.ops.seeding import SEEDINGS
@@ -38,10 +39,13 @@ def read_given(options: dict[str, Any]) -> tuple[NDArray[np.float64] | None, dic
     if init is None or (isinstance(init, str) and (init in SEEDINGS or not _is_place(init))):
         return None, options
     options["init"] = "array"
-    if isinstance(init, Model):
-        return init.cluster_centers, options
     if isinstance(init, str | os.PathLike) and not os.fspath(init).endswith(".npy"):
-        return load(init).cluster_centers, options
+        init = load(init)
+    if isinstance(init, Model):
+        metric = options.get("metric", FitConfig.model_fields["metric"].default)
+        if init.config.metric != metric:
+            raise ConfigError(f"init: a model of metric {init.config.metric}; this fit has metric {metric}")
+        return init.cluster_centers, options
     try:
         loaded = np.load(init, allow_pickle=False) if isinstance(init, str | os.PathLike) else init
         return np.array(loaded, dtype=np.float64), options

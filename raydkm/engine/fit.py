@@ -20,18 +20,20 @@ from raydkm.engine.comm import Comm, gathered
 from raydkm.engine.loop import adm, hold_shares
 from raydkm.engine.passes import Passes, Source, thread_pool
 from raydkm.engine.progress import Reporter, seconds_left
-from raydkm.engine.start import given, seed_rows, seeded
+from raydkm.engine.start import given, seed_rows, seeded, within_temperature
 from raydkm.engine.survey import Survey, condensed, measure, survey
 from raydkm.errors import InputError
 from raydkm.objectives import OBJECTIVES, Objective, Setting, State, Terms
 from raydkm.objectives.base import BALANCE_TOLERANCE
 from raydkm.objectives.distance import DistanceObjective
+from raydkm.objectives.kmeans import KMeans
 from raydkm.objectives.logistic import LogisticObjective
 from raydkm.ops.balance import Balance
 from raydkm.ops.frame import Frame
+from raydkm.ops.hard import screens
 from raydkm.ops.moments import Extent, Moments
 from raydkm.ops.statistics import cluster_fields, hard_statistics
-from raydkm.ops.temperature import AUTO_FRACTION, collapse_temperature
+from raydkm.ops.temperature import AUTO_FRACTION, AUTO_FRACTION_WITHIN, LEAST_FRACTION, collapse_temperature
 
 logger = logging.getLogger("raydkm")
 
@@ -108,15 +110,17 @@ def fit_rows(
         look, frame = look_at(passes, config)
         stored, (passes, extent) = passes, condensed(passes, look, config.metric)
         kind = OBJECTIVES[config.objective]
+        seeded_by = KMeans if issubclass(kind, LogisticObjective) else kind
         facts = measure(passes, extent, frame, covariance=config.has_temperature or kind.needs_covariance)
-        critical = collapse_temperature(facts.covariance) if facts.covariance is not None else None
+        critical = None
+        if facts.covariance is not None:
+            critical = 0.0 if _alike(extent, frame) else collapse_temperature(facts.covariance)
         temperature = temperature_of(config, critical)
         clock.lap("survey")
 
-        def objective(of: Moments) -> Objective:
+        def objective(of: Moments, kind: type[Objective] = seeded_by) -> Objective:
             return kind(setting_of(config, of, frame, temperature, critical, device))
 
-        goal = objective(facts)
         saved = _saved(checkpoints, comm)
         if saved is not None:
             saved.check_config(config)
@@ -124,9 +128,19 @@ def fit_rows(
             state, seeding, history = saved.state, saved.seeding, list(saved.history)
         elif start is not None:
             prototypes, seeding = given(start, config, frame)
-            state, history = goal.begin(prototypes), []
+            state, history = objective(facts).begin(prototypes), []
         else:
-            (state, seeding), history = seeded(passes, look, config, frame, facts, goal, objective), []
+            refined = seeded_by is not kind
+            (state, seeding), history = seeded(passes, look, config, frame, facts, objective, refined=refined), []
+        if seeded_by is not kind and config.temperature == "auto":
+            if saved is None:
+                screen = screens(config.precision, device)
+                within = within_temperature(passes, state.prototypes, frame, facts, screen=screen)
+                seeding["temperature"] = max(AUTO_FRACTION_WITHIN * within, LEAST_FRACTION * temperature)
+            temperature = seeding["temperature"]
+        goal = objective(facts, kind)
+        if seeded_by is not kind and saved is None:
+            state = goal.begin(state.prototypes)
         report(
             "run",
             config=config.model_dump(),
@@ -139,6 +153,8 @@ def fit_rows(
         )
         clock.lap("seeding")
 
+        before = sum(entry["seconds"] for entry in history)  # a start again under the same budget
+
         def save(state: State, *, now: bool) -> None:
             if checkpoints is not None and comm.rank == 0 and (now or checkpoints.due()):
                 checkpoints.save(Checkpoint(state, history, seeding, config.model_dump(mode="json"), look.fingerprint))
@@ -149,7 +165,7 @@ def fit_rows(
             rate = look.extent.rows / seconds["seconds"]
             report("step", **history[-1], rows_per_second=rate, seconds_left=left)
             save(state, now=False)
-            return clock.is_over(config.max_time, comm)
+            return clock.is_over(config.max_time, before, comm)
 
         if saved is None:
             save(state, now=True)
@@ -218,10 +234,15 @@ def _frame_at_sample_mean(look: Survey, metric: str) -> Frame:
 
 def _check_scale(extent: Extent, frame: Frame) -> None:
     largest = float(extent.bound(frame).max())
-    if 1e-6 * float(frame.shift.abs().max()) < largest < 1 / LARGEST:  # else the rows are equal but for rounding
+    if largest < 1 / LARGEST and not _alike(extent, frame):
         raise InputError(f"no value differs by more than {largest:.3g} from the mean; scale the data up")
     if extent.max_weight < 1 / LARGEST:
         raise InputError(f"no weight is above {extent.max_weight:.3g}; scale the weights up")
+
+
+def _alike(extent: Extent, frame: Frame) -> bool:
+    """Whether all rows are equal but for rounding."""
+    return float(extent.bound(frame).max()) <= 1e-6 * float(frame.shift.abs().max())
 
 
 def temperature_of(config: FitConfig, critical: float | None) -> float:
@@ -297,11 +318,11 @@ class _Clock:
         self.laps: dict[str, float] = {}
         self._last = self._began = time.perf_counter()
 
-    def is_over(self, seconds: float | None, comm: Comm) -> bool:
-        """Whether so much time has passed since the beginning, by the first worker's clock."""
+    def is_over(self, seconds: float | None, before: float, comm: Comm) -> bool:
+        """Whether so much time has passed since the beginning and `before`, by the first worker's clock."""
         if seconds is None:
             return False
-        return bool(comm.all_gather(time.perf_counter() - self._began >= seconds)[0])
+        return bool(comm.all_gather(before + time.perf_counter() - self._began >= seconds)[0])
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()

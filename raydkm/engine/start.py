@@ -23,7 +23,10 @@ from raydkm.errors import ConfigError
 from raydkm.objectives import Objective, State
 from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Moments
+from raydkm.ops.scores import Scores
 from raydkm.ops.seeding import SEEDINGS
+from raydkm.ops.statistics import cluster_fields, hard_statistics
+from raydkm.ops.temperature import collapse_temperature
 
 #: Steps of each restart on the seeding sample, before the best is chosen.
 RESTART_STEPS = 20
@@ -68,14 +71,16 @@ def seeded(
     config: FitConfig,
     frame: Frame,
     facts: Moments,
-    goal: Objective,
     objective: Callable[[Moments], Objective],
+    *,
+    refined: bool,
 ) -> tuple[State, dict[str, Any]]:
     """Seed on the sample; of several restarts, each a short fit of the sample, return the best.
 
     The fit goes on from where the best restart has come to. Where the sample is all there is, or it is annealed, it
-    repeats it from its beginning, so that the history tells the whole course.
+    repeats it from its beginning, so that the history tells the whole course; not so if `refined` is asked for.
     """
+    goal = objective(facts)
     if config.seed_rows == "all" and config.init in SEEDINGS_OF_ALL and not look.sample_is_all:
         prototypes, record = seeded_of_all(passes, look, config, frame, facts)
         return goal.begin(prototypes), record
@@ -84,7 +89,7 @@ def seeded(
     def drawn(restart: int) -> State:
         return goal.begin(seeds(restart))
 
-    if config.n_init == 1:
+    if config.n_init == 1 and not refined:
         return drawn(0), {"init": config.init, "sample_rows": len(weight)}
 
     weighted = None if bool((weight == weight[0]).all()) else weight
@@ -103,8 +108,19 @@ def seeded(
     best = min(objectives, key=lambda number: (objectives[number], number))
     [state] = [s for s in comm.all_gather(next((s for number, _, s in mine if number == best), None)) if s is not None]
     reached = [objectives[number] for number in range(config.n_init)]
-    state = drawn(best) if look.sample_is_all or config.anneal else state
+    state = drawn(best) if (look.sample_is_all or config.anneal) and not refined else state
     return state, {"init": config.init, "sample_rows": len(weight), "restart_objectives": reached}
+
+
+def within_temperature(passes: Passes, prototypes: Tensor, frame: Frame, facts: Moments, *, screen: bool) -> float:
+    """2 lambda_max(W) of the covariance W within the clusters of prototypes (K, d): above it they would not part."""
+    assert facts.covariance is not None
+    scores = Scores.of(prototypes, prototypes.new_zeros(len(prototypes)), 0.0, frame.dtype, passes.device)
+    fields = cluster_fields(len(scores), facts.rows, facts.max_weight, facts.bound, hard=True)
+    statistics = passes.sum(fields, hard_statistics(scores, frame, screen=screen))
+    counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
+    between = (sums / counts.clamp(min=1e-300)[:, None]).T @ sums / facts.weight - torch.outer(facts.mean, facts.mean)
+    return collapse_temperature(facts.covariance - between)
 
 
 def seedings(look: Survey, config: FitConfig, frame: Frame) -> Callable[[int], Tensor]:

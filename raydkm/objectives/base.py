@@ -80,7 +80,7 @@ class Terms:
     smallest: float  # weight of the smallest cluster, sum_i w_i q_ik
     largest: float
     relocated: int  # empty clusters moved elsewhere
-    duplicates: int  # prototypes that equal another one
+    duplicates: int  # prototypes that are the same as another one
     settled: str | None  # the stopping rule that is met: "shift" or "objective"
 
     def asdict(self) -> dict[str, float | int | str | None]:

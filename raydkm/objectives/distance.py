@@ -101,7 +101,7 @@ class DistanceObjective(Objective):
             smallest=float(counts.min()),
             largest=float(counts.max()),
             relocated=0 if setting.empty == "keep" else len(empty),
-            duplicates=duplicates(prototypes),
+            duplicates=duplicates(prototypes, math.sqrt(moments.column_variance * means.shape[1])),
             settled=self._settled(state, objective, residual, shift=shift**2 <= setting.tol * moments.column_variance),
         )
         shares = counts / moments.weight

@@ -21,7 +21,6 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from raydkm.errors import InputError
 from raydkm.objectives.base import Objective, Setting, State, Terms
 from raydkm.ops import balance
 from raydkm.ops.balance import Balance
@@ -64,10 +63,12 @@ class LogisticObjective(Objective):
         ridge = torch.full((dim + 1,), 2.0 * self.lam, dtype=torch.float64)
         ridge[dim] = 0.0
         self._ridge = ridge
-        try:
-            self._factor = torch.linalg.cholesky(0.5 * self._c * gram + torch.diag(ridge))
-        except torch.linalg.LinAlgError:
-            raise InputError("the features' Gram matrix is singular at this lambda; raise lam or temperature") from None
+        bound = 0.5 * self._c * gram + torch.diag(ridge)
+        self._factor, singular = torch.linalg.cholesky_ex(bound)
+        if singular:  # products of float32 rows are rounded; a bound that is raised a little is a bound still
+            rounding = 1e-6 * bound.diagonal().mean() * torch.eye(dim + 1, dtype=torch.float64)
+            self._factor = torch.linalg.cholesky(bound + rounding)
+        self._unit = math.sqrt(moments.weight / max(moments.square, 1e-300))  # of theta, that of logits being 1
 
     @staticmethod
     @abstractmethod
@@ -121,7 +122,7 @@ class LogisticObjective(Objective):
             smallest=float(counts.min()),
             largest=float(counts.max()),
             relocated=0,
-            duplicates=duplicates(prototypes),
+            duplicates=duplicates(prototypes, self._unit),
             settled=self._settled(state, objective, residual, shift=False),
         )
         return State(state.step + 1, prototypes, bias, log_s, counts / total, objective), terms

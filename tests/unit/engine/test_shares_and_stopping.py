@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ from sklearn.datasets import load_digits
 
 import raydkm
 from raydkm.api.given import read_given
+from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.errors import ConfigError, ModelError
 from raydkm.ops.balance import Balance
+from raydkm.ops.health import duplicates
 
 
 def uneven(rng: np.random.Generator) -> np.ndarray:
@@ -135,6 +138,48 @@ def test_duplicate_prototypes_are_counted() -> None:
     assert raydkm.fit(x, clusters=3, objective="kmeans").history[-1]["duplicates"] == 0
 
 
+@pytest.mark.parametrize(("apart", "counted"), [(0.0, 3), (2.0**-13, 3), (2.0**-10, 0)])
+def test_prototypes_are_duplicates_within_a_part_of_the_spread(
+    rng: np.random.Generator, apart: float, counted: int
+) -> None:
+    prototypes = torch.from_numpy(rng.standard_normal((50, 6)))
+    aside = torch.from_numpy(rng.standard_normal((3, 6)))
+    aside /= torch.linalg.vector_norm(aside, dim=1, keepdim=True)
+    prototypes[[4, 19, 48]] = prototypes[[7, 30, 2]] + 5.0 * apart * aside
+    assert duplicates(prototypes, 5.0) == counted
+
+
+def test_time_before_a_checkpoint_counts(blobs, tmp_path: Path) -> None:
+    x, _ = blobs(rows=500, dim=4, clusters=5)
+    run = {"clusters": 5, "tol": 0, "run_dir": str(tmp_path), "max_time": 1000}
+    first = raydkm.fit(x, max_steps=2, **run)
+    checkpoints = CheckpointFile(str(tmp_path), 0.0)
+    saved = checkpoints.load()
+    assert saved is not None
+    checkpoints.save(replace(saved, history=[{**entry, "seconds": 500.0} for entry in first.history]))
+    second = raydkm.fit(x, max_steps=9, **run)
+    assert second.record["stopped"] == "max_time"
+    assert len(second.history) == 3
+
+
+def test_logistic_temperature_follows_the_spread_within_clusters(blobs) -> None:
+    x, labels = blobs(rows=900, dim=6, clusters=4, apart=5.0)
+    auto = raydkm.fit(x, clusters=4, objective="mi", max_steps=20)
+    within = sum(np.cov(x[labels == k].T, bias=True) * (labels == k).mean() for k in range(4))
+    assert auto.temperature == pytest.approx(np.linalg.eigvalsh(within)[-1], rel=0.02)
+    far = raydkm.fit(x + 100.0 * np.eye(6, dtype=np.float32)[labels], clusters=4, objective="mi", max_steps=20)
+    assert far.temperature == pytest.approx(auto.temperature, rel=0.02)
+    assert far.record["collapse_temperature"] > 20 * auto.record["collapse_temperature"]
+
+
+def test_a_logistic_fit_goes_on_at_its_temperature(blobs, tmp_path: Path) -> None:
+    x, _ = blobs(rows=900, dim=6, clusters=4, apart=1.0)
+    run = {"clusters": 4, "objective": "sinkhorn", "tol": 0}
+    raydkm.fit(x, max_steps=3, run_dir=str(tmp_path), **run)
+    second = raydkm.fit(x, max_steps=8, run_dir=str(tmp_path), **run)
+    assert second.checksum() == raydkm.fit(x, max_steps=8, **run).checksum()
+
+
 def test_a_fit_goes_on_from_a_model(blobs, tmp_path: Path) -> None:
     x, _ = blobs(rows=500, dim=4, clusters=5, apart=2.0)
     first = raydkm.fit(x, clusters=5, max_steps=3, tol=0, out=tmp_path / "m1")
@@ -144,6 +189,8 @@ def test_a_fit_goes_on_from_a_model(blobs, tmp_path: Path) -> None:
         assert second.history[0]["objective"] < first.history[-1]["objective"]
     with pytest.raises(ModelError, match=r"no model\.json here"):
         raydkm.fit(x, clusters=5, init=str(tmp_path / "m2"))
+    with pytest.raises(ConfigError, match="init: a model of metric euclidean; this fit has metric cosine"):
+        raydkm.fit(x, clusters=5, init=first, metric="cosine")
     with pytest.raises(ConfigError, match=r"initial prototypes have shape \(5, 4\), expected \(6, 4\)"):
         raydkm.fit(x, clusters=6, init=first)
 
