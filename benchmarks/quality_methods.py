@@ -260,7 +260,7 @@ def score(found: Fit, data: DataSet) -> Result:
         **agreement(data.labels, found.labels),
         inertia=inertia(data.x, found.labels),
         marginal_entropy=entropy(sizes),
-        duplicates=duplicates(torch.as_tensor(found.prototypes)),
+        duplicates=duplicates(torch.as_tensor(found.prototypes), float(np.sqrt(data.x.var(0).sum()))),
         smallest=int(sizes.min()),
         largest=int(sizes.max()),
         steps=found.steps,

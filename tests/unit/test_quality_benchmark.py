@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import quality_page
 from quality_analyses import Seeded, Setting
-from quality_data import DIGITS, Place
-from quality_methods import DEFAULT, Budget, Method, Outcome, Result, check, entropy, inertia
+from quality_data import DIGITS, DataSet, Place
+from quality_methods import DEFAULT, Budget, Fit, Method, Outcome, Result, check, entropy, inertia, score
 from quality_tables import SetReport, Table, spread, table_of_methods
 
 BUDGET = Budget(seeds=2, threads=1, max_steps=100, limit=5)
@@ -186,3 +187,10 @@ def test_the_page_is_whole_and_has_a_row_a_method(monkeypatch: pytest.MonkeyPatc
     assert "--set &#x27;a&amp;b&#x27;" in text
     assert text.count("/* plotly.js */") == 1
     assert text.count('class="plot"') == 4 + 2
+
+
+def test_a_fit_is_scored(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((30, 2)).astype(np.float32)
+    found = Fit(np.arange(30) % 3, x[[0, 1, 1]], steps=2, seconds=1.0)
+    scored = score(found, DataSet("three", x, np.arange(30) % 3, 3, "euclidean", Path("unread")))
+    assert (scored.acc, scored.duplicates, scored.smallest) == (1.0, 1, 10)
