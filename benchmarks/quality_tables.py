@@ -14,7 +14,8 @@ from quality_methods import Outcome, Result
 NOTES = (
     "Mean ± standard deviation (n − 1) over the seeds. Inertia: sum of squared distances to the mean of the row's "
     "cluster, over the least that any method found. Marginal entropy: of the cluster sizes, in nats; equal sizes have "
-    "log K. Duplicates: prototypes within 2^-12 of the spread of the data from another one; those of mi, kl, tim and sinkhorn are means of "
+    "log K. Duplicates: prototypes within 2^-12 of the spread of the data from another one; those of mi, kl, tim and "
+    "sinkhorn are means of "
     "rows, which are all the same of empty clusters. Sizes: mean of the smallest and of the largest cluster. An "
     "asterisk: at least one fit took all the steps allowed."
 )

@@ -106,7 +106,7 @@ class FitConfig(_Frozen):
         "logistic objectives, which have no other rule, else 0).",
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="Matrix products: fp32; bf16 (hard steps: bf16 screening with an exact float32 recheck, same "
         "labels; soft steps: bf16 prototype sums); auto: bf16 for hard steps where the processor has it, else fp32.",

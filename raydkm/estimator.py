@@ -84,7 +84,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         Stop when the objective changes by less than this part of it.
     random_state : int, RandomState or None, default=None
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
-    precision : {"auto", "fp32", "bf16"}, default="auto"
+    precision : {"auto", "fp32", "bf16", "int8"}, default="auto"
     column : str, optional
         Feature column, or columns "a,b,c", of Parquet data, Arrow tables and Ray data sets.
 

@@ -31,7 +31,7 @@ def placed_at_farthest(objective: Objective, before: State, after: State, counts
 def farthest_rows(objective: Objective, state: State, passes: Passes, count: int) -> Tensor:
     """Up to `count` different rows (m, d) of float64, in the frame, farthest first, in one pass."""
     frame, scores = objective.setting.frame, objective.scores(state)
-    assign, sketch = HardAssignment(scores, screen=objective.screen), Smallest(count)
+    assign, sketch = HardAssignment(scores, objective.setting.precision), Smallest(count)
 
     def local(batch: Batch, into: Statistics) -> None:
         squares = torch.empty(len(batch), dtype=torch.float64)

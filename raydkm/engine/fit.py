@@ -30,7 +30,6 @@ from raydkm.objectives.kmeans import KMeans
 from raydkm.objectives.logistic import LogisticObjective
 from raydkm.ops.balance import Balance
 from raydkm.ops.frame import Frame
-from raydkm.ops.hard import screens
 from raydkm.ops.moments import Extent, Moments
 from raydkm.ops.statistics import cluster_fields, hard_statistics
 from raydkm.ops.temperature import AUTO_FRACTION, AUTO_FRACTION_WITHIN, LEAST_FRACTION, collapse_temperature
@@ -134,8 +133,7 @@ def fit_rows(
             (state, seeding), history = seeded(passes, look, config, frame, facts, objective, refined=refined), []
         if seeded_by is not kind and config.temperature == "auto":
             if saved is None:
-                screen = screens(config.precision, device)
-                within = within_temperature(passes, state.prototypes, frame, facts, screen=screen)
+                within = within_temperature(passes, state.prototypes, frame, facts)
                 seeding["temperature"] = max(AUTO_FRACTION_WITHIN * within, LEAST_FRACTION * temperature)
             temperature = seeding["temperature"]
         goal = objective(facts, kind)
@@ -300,7 +298,7 @@ def _assignment(
             labels[first : first + len(tile)] = tile.cpu()
 
     scores = goal.scores(state)
-    local = hard_statistics(scores, frame, screen=goal.screen, on_labels=keep)
+    local = hard_statistics(scores, frame, precision=goal.setting.precision, on_labels=keep)
     fields = cluster_fields(len(scores), facts.rows, facts.max_weight, facts.bound, hard=True)
     statistics = passes.sum(fields, local)
     counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()

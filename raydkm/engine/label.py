@@ -12,7 +12,7 @@ from raydkm.ops.hard import HardAssignment
 
 def label(model: Model, source: RowSource) -> tuple[NDArray[np.int64], float]:
     """Cluster (n,) of each row, and the weighted sum of squared distances to the clusters' prototypes."""
-    assign, frame = HardAssignment(model.scores(), screen=False), model.frame()
+    assign, frame = HardAssignment(model.scores()), model.frame()
     labels, inertia = [], 0.0
     for batch in source.batches():
         weight = batch.weights()

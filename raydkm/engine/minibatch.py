@@ -26,7 +26,7 @@ from raydkm.model import Model
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.distance import DistanceObjective
 from raydkm.ops.frame import Frame
-from raydkm.ops.hard import HardAssignment, screens
+from raydkm.ops.hard import HardAssignment
 from raydkm.ops.moments import Extent
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import cluster_fields, hard_statistics, soft_statistics
@@ -117,7 +117,7 @@ def step(running: Running, passes: Passes, config: FitConfig) -> Running:
     scores = Scores.of(running.prototypes, torch.zeros_like(running.counts), running.temperature, frame.dtype, device)
     hard = OBJECTIVES[config.objective].hard
     if hard:
-        local = hard_statistics(scores, frame, screen=screens(config.precision, device))
+        local = hard_statistics(scores, frame, precision=config.precision)
     else:
         local = soft_statistics(scores, frame, low_precision_sums=config.precision == "bf16")
     bound = extent.bound(frame)
@@ -141,7 +141,7 @@ def _seeded(look: Survey, config: FitConfig, frame: Frame) -> Tensor:
 
     def squares(prototypes: Tensor) -> float:
         scores = Scores.of(prototypes, torch.zeros(len(prototypes)), 0.0, frame.dtype, prototypes.device)
-        nearest = HardAssignment(scores, screen=False)
+        nearest = HardAssignment(scores)
         parts = zip(z.split(1024), weight.split(1024), strict=True)
         return sum(float(w @ (part - scores.prototypes[nearest(part)]).double().square().sum(1)) for part, w in parts)
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from raydkm.ops.balance import Balance
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
-from raydkm.ops.hard import screens
 from raydkm.ops.moments import Moments
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local
@@ -115,7 +114,7 @@ class Setting:
         Steps in which T falls geometrically from `hot` to `temperature`.
     empty : {"split", "farthest", "keep"}
         What becomes of prototypes without rows.
-    precision : {"auto", "fp32", "bf16"}
+    precision : {"auto", "fp32", "bf16", "int8"}
     device : torch.device
     """
 
@@ -145,7 +144,6 @@ class Objective(ABC):
     def __init__(self, setting: Setting):
         self.setting = setting
         self.balance = setting.balance
-        self.screen = screens(setting.precision, setting.device)
 
     @abstractmethod
     def begin(self, prototypes: Tensor) -> State:

@@ -58,7 +58,7 @@ class DistanceObjective(Objective):
     def e_step(self, state: State) -> Local:
         frame = self.setting.frame
         if self.hard:
-            return hard_statistics(self.scores(state), frame, screen=self.screen)
+            return hard_statistics(self.scores(state), frame, precision=self.setting.precision)
         return soft_statistics(self.scores(state), frame, low_precision_sums=self.setting.precision == "bf16")
 
     def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:

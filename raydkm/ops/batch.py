@@ -14,6 +14,12 @@ from raydkm.ops.frame import Frame
 BATCH_ROWS = 4096
 
 
+#: Numbers of a tile's product. Sums within a tile are rounded by a soft step, so that this is not a setting either; a
+#: hard step's are not, and its tile is as large as pays for what is done once a tile.
+SOFT_TILE = 2**18
+HARD_TILE = 2**21
+
+
 @dataclass(frozen=True)
 class Batch:
     """Up to `BATCH_ROWS` rows as they are stored.
@@ -45,9 +51,9 @@ class Batch:
             return self.weight
         return torch.ones(len(self), dtype=torch.float64, device=self.rows.device)
 
-    def tiles(self, frame: Frame, columns: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (range in the batch, z), with so few rows that z and a product of `columns` columns stay in cache."""
-        size = min(BATCH_ROWS, max(128, 2**18 // max(columns, self.rows.shape[1]) // 64 * 64))
+    def tiles(self, frame: Frame, columns: int, numbers: int = SOFT_TILE) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (range in the batch, z), of so few rows that z and a product of `columns` columns have `numbers`."""
+        size = min(BATCH_ROWS, max(128, numbers // max(columns, self.rows.shape[1]) // 64 * 64))
         for start in range(0, len(self), size):
             where = slice(start, start + size)
             yield where, frame(self.rows[where])

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raydkm.ops.kernels import add_rows
+
 # Adding 1.5 * 2^52 to a float64 |x| < 2^51 rounds x to the nearest integer and leaves that integer in the
 # low bits of the sum: a rounding conversion to int64 in one vectorised addition.
 _MAGIC = 1.5 * 2.0**52
@@ -31,7 +33,7 @@ class Grid:
 
     def __init__(self, exponent: int | Tensor):
         self.exponent = exponent = torch.as_tensor(exponent, dtype=torch.int32)
-        self._scale = torch.as_tensor(np.ldexp(1.0, exponent.numpy()))  # torch.ldexp need not be exact
+        self.scale = torch.as_tensor(np.ldexp(1.0, exponent.numpy()))  # torch.ldexp need not be exact
         self._step = torch.as_tensor(np.ldexp(1.0, -exponent.numpy()))
 
     @classmethod
@@ -45,7 +47,7 @@ class Grid:
 
     def units(self, x: Tensor) -> Tensor:
         """Round `x` (any float dtype) to the grid, as int64 multiples of the step, in a new tensor."""
-        scaled = x.to(torch.float64, copy=True).mul_(self._scale.to(x.device)).add_(_MAGIC)
+        scaled = x.to(torch.float64, copy=True).mul_(self.scale.to(x.device)).add_(_MAGIC)
         return scaled.view(torch.int64).sub_(_MAGIC_BITS)
 
     def value(self, units: Tensor) -> Tensor:
@@ -99,7 +101,10 @@ class Statistics:
     def add_rows(self, name: str, index: Tensor, x: Tensor) -> None:
         """Round every row of `x` (n, d) and add it to row ``index[i]`` of the field (K, d), in place."""
         part, grid = self._parts[name]
-        part.index_add_(0, index.to(part.device), grid.units(x.to(part.device)))
+        if part.device.type == "cpu" and x.dim() == 2:
+            add_rows(part.numpy(), index.numpy(), x.contiguous().numpy(), grid.scale.expand(x.shape[1]).numpy())
+        else:
+            part.index_add_(0, index.to(part.device), grid.units(x.to(part.device)))
 
     def __getitem__(self, name: str) -> Tensor:
         """The value of a sum, float64."""

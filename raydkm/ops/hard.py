@@ -1,27 +1,27 @@
-"""Hard assignment: the prototype of the highest score, exactly, at low-precision speed where there is some."""
+"""Hard assignment: the prototype of the highest score, exactly, at low-precision speed.
+
+A screen (`raydkm.ops.screen`) gives approximate scores and their largest error. Prototypes that may be the best by them
+are the candidates of a row; where there are several, their scores are computed again in float32, and those that this
+does not tell apart in float64. So labels do not depend on the precision of the screen, on the processor or on how a
+product is computed: a row's label is the first of the prototypes whose score in float64 is the highest, to within `TIE`
+of the scale of its scores.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from raydkm.ops.kernels import decide
+from raydkm.ops.rates import fastest_screen
 from raydkm.ops.scores import Scores
+from raydkm.ops.screen import SCREENS, FullScreen, Int8Screen, Screen, Screened, rounding
 
-#: With fewer prototypes than this, a float32 product costs less than screening.
-MIN_SCREENED = 64
+#: Scores nearer to each other than this, relative to the scale of a row's scores, tie.
+TIE = 2.0**-40
 
-
-def has_bf16_units(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices faster than float32 ones."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
-
-
-def screens(precision: str, device: torch.device) -> bool:
-    """Whether hard assignments are screened in bf16, by the precision asked for ("auto", "fp32" or "bf16")."""
-    return precision == "bf16" or (precision == "auto" and has_bf16_units(device))
+#: Scores that are computed again at a time.
+AT_ONCE = 2**20
 
 
 class HardAssignment:
@@ -31,54 +31,54 @@ class HardAssignment:
     ----------
     scores : Scores
         In float32, or float64 for reference computations.
-    screen : bool
-        Screen in bf16 and recompute in full precision the rows whose two best scores lie within the rounding
-        bound. Labels are those of the full-precision product.
+    precision : {"auto", "fp32", "bf16", "int8"}
+        Of the screen; changes no label. With "auto" it is the fastest on this processor.
     """
 
-    def __init__(self, scores: Scores, *, screen: bool):
+    def __init__(self, scores: Scores, precision: str = "auto"):
         self._scores = scores
-        self._screened = screen and scores.prototypes.dtype == torch.float32 and len(scores) >= MIN_SCREENED
-        if self._screened:
-            theta = scores.prototypes
-            self._low = theta.to(torch.bfloat16)
-            self._low_t = self._low.T.contiguous()
-            self._norm = _largest_norm(theta)
-            self._rounding = _largest_norm(theta - self._low.float())
-            self._bias_scale = float(scores.bias.abs().max())
+        if precision == "auto":
+            precision = fastest_screen(scores.bias.device)
+        single = scores.prototypes.dtype == torch.float32
+        if not single or (precision == "int8" and not Int8Screen.fits(scores)):
+            precision = "fp32"
+        self._screen: Screen = SCREENS[precision](scores)
+        self._native = single and scores.bias.device.type == "cpu"
 
     def __call__(self, z: Tensor) -> Tensor:
         """Labels (n,) int64 of z (n, d)."""
-        if not self._screened:
-            return self._scores(z).max(1).indices
-        low = z.to(torch.bfloat16)
-        approximate = torch.mm(low, self._low_t).float().add_(self._scores.bias)
-        best, labels = approximate.max(1)
-        second = approximate.scatter_(1, labels[:, None], -torch.inf).amax(1)
-        # "not above", so that a row whose scores are not finite is recomputed too
-        unsure = (~(best - second > 2 * self._error(z, low))).nonzero()[:, 0]
-        if len(unsure):
-            labels[unsure] = self._scores(z[unsure]).max(1).indices
+        labels = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        if self._native:
+            self._decide_natively(z.contiguous(), labels)
+        else:
+            self._decide(z, self._screen(z), labels)
         return labels
 
-    def _error(self, z: Tensor, low: Tensor) -> Tensor:
-        """Bound (n,) of |approximate - exact score| over all prototypes, by Cauchy-Schwarz.
-
-        With z' and theta' rounded to bf16,
-        |z.theta - z'.theta'| <= ||z - z'|| max||theta|| + ||z'|| max||theta - theta'||.
-        The product is accumulated in float32 (d additions) and rounded to bf16 (2^-8 relative), the bias is added
-        in float32; both constants are doubled for rounding in this bound itself.
-        """
-        rounded = low.float()
-        norm = torch.linalg.vector_norm(rounded, dim=1)
-        residual = torch.linalg.vector_norm(z - rounded, dim=1)
-        product = 2.0**-8 * 1.01 + 2.0**-22 * z.shape[1]
-        return (
-            residual.mul_(self._norm * 1.001)
-            .add_(norm.mul_(self._rounding * 1.001 + product * (self._norm + self._rounding)))
-            .add_(2.0**-22 * self._bias_scale + 1e-37)
+    def _decide_natively(self, z: Tensor, labels: Tensor) -> None:
+        screen, scores = self._screen, self._scores
+        found = screen(z)
+        candidates = decide(  # type: ignore[call-arg]
+            *(x.numpy() for x in (found.approximate, found.bias, found.margin)),
+            z.numpy(),
+            found.norm.numpy(),
+            scores.prototypes.numpy(),
+            scores.bias.numpy(),
+            rounding(screen),
+            (TIE * screen.norm, TIE * screen.bias),
+            labels.numpy(),
         )
+        if candidates > len(z) * (4 + len(scores) / 32) and not isinstance(screen, FullScreen):
+            self._screen = FullScreen(scores)  # a finer screen costs less than so many candidates
 
-
-def _largest_norm(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).max())
+    def _decide(self, z: Tensor, found: Screened, labels: Tensor) -> None:
+        """The same by tensor operations: float64 scores of the rows whose best two lie within the margin."""
+        scores, screen = self._scores, self._screen
+        approximate = found.approximate.add_(found.bias)
+        best, labels[:] = approximate.max(1)
+        second = approximate.scatter_(1, labels[:, None], -torch.inf).amax(1)
+        unsure = (best - second <= found.margin).nonzero()[:, 0]
+        theta, bias = scores.prototypes.double(), scores.bias.double()
+        for rows in unsure.split(max(1, AT_ONCE // len(bias))):
+            value = torch.addmm(bias, z[rows].double(), theta.T)
+            least = value.amax(1).sub_(found.norm[rows].double(), alpha=TIE * screen.norm).sub_(TIE * screen.bias)
+            labels[rows] = (value >= least[:, None]).to(torch.uint8).argmax(1)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raydkm.ops.batch import BATCH_ROWS, Batch
+from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, Batch
 from raydkm.ops.exact import COUNT, Field, Grid, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.hard import HardAssignment
@@ -21,9 +21,6 @@ from raydkm.ops.scores import Scores
 from raydkm.ops.soft import SoftAssignment
 
 Local = Callable[[Batch, Statistics], None]
-
-#: Up to this many, rounding K x d sums once a batch costs less than rounding each row.
-FEW_PROTOTYPES = 256
 
 ROWS = Field("rows", (), COUNT)  # every pass counts its rows
 
@@ -42,47 +39,37 @@ def weighted_field(
 def cluster_fields(clusters: int, rows: int, max_weight: float, bound: Tensor, *, hard: bool) -> tuple[Field, ...]:
     """n_k = sum w q_ik, S_k = sum w q_ik z_i, H = -sum w q log q and the number of rows.
 
-    `bound` (d,) is a bound of every |z_ij|; `hard` tells what `hard_statistics` and `soft_statistics` round at once.
+    `bound` (d,) is a bound of every |z_ij|; hard statistics are rounded row by row, soft ones batch by batch.
     """
 
-    def field(name: str, shape: tuple[int, ...], bound: Tensor | float, at_once: int = BATCH_ROWS) -> Field:
-        return weighted_field(name, shape, rows, max_weight, bound, at_once=at_once)
+    def field(name: str, shape: tuple[int, ...], bound: Tensor | float) -> Field:
+        return weighted_field(name, shape, rows, max_weight, bound, at_once=1 if hard else BATCH_ROWS)
 
-    by_row = hard and clusters > FEW_PROTOTYPES
     return (
-        field("counts", (clusters,), 1.0, 1 if hard else BATCH_ROWS),
-        field("sums", (clusters, len(bound)), bound, 1 if by_row else BATCH_ROWS),
+        field("counts", (clusters,), 1.0),
+        field("sums", (clusters, len(bound)), bound),
         field("entropy", (), math.log(clusters) + 1),
         ROWS,
     )
 
 
 def hard_statistics(
-    scores: Scores, frame: Frame, *, screen: bool, on_labels: Callable[[int, Tensor], None] | None = None
+    scores: Scores, frame: Frame, *, precision: str, on_labels: Callable[[int, Tensor], None] | None = None
 ) -> Local:
-    """n and S for q_i = the indicator of argmax_k score_ik.
+    """n and S for q_i = the indicator of argmax_k score_ik, rounded row by row.
 
-    S is rounded row by row; for few prototypes, where a sum over the batch costs less, batch by batch.
     `on_labels(first, labels)` is called with the labels of each tile and the position of its first row.
     """
-    assign = HardAssignment(scores, screen=screen)
-    by_batch = len(scores) <= FEW_PROTOTYPES and scores.bias.device.type == "cpu"  # index_add_ is ordered there
+    assign = HardAssignment(scores, precision)
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        sums = torch.zeros(scores.prototypes.shape if by_batch else (0,), dtype=torch.float64)
-        for where, z in batch.tiles(frame, len(scores)):
+        for where, z in batch.tiles(frame, len(scores), HARD_TILE):
             labels = assign(z)
-            weighted = z if batch.weight is None else z * weight[where, None]
             into.add_rows("counts", labels, weight[where])
-            if by_batch:
-                sums.index_add_(0, labels, weighted.to(torch.float64))
-            else:
-                into.add_rows("sums", labels, weighted)
+            into.add_rows("sums", labels, z if batch.weight is None else z * weight[where, None])
             if on_labels is not None:
                 on_labels(batch.first + where.start, labels)
-        if by_batch:
-            into.add("sums", sums)
         into.add("rows", len(batch))
 
     return local

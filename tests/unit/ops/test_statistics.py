@@ -15,7 +15,7 @@ from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.scores import Scores
-from raydkm.ops.statistics import FEW_PROTOTYPES, Local, cluster_fields, hard_statistics, soft_statistics
+from raydkm.ops.statistics import Local, cluster_fields, hard_statistics, soft_statistics
 
 CPU = torch.device("cpu")
 ROWS, DIM = 3 * BATCH_ROWS + 500, 5
@@ -40,7 +40,7 @@ class Setting:
             return soft_statistics(self.scores, self.frame, low_precision_sums=False)
         if kind == "soft-bf16":
             return soft_statistics(self.scores, self.frame, low_precision_sums=True)
-        return hard_statistics(self.scores, self.frame, screen=kind == "hard-screened")
+        return hard_statistics(self.scores, self.frame, precision="int8" if kind == "hard-screened" else "fp32")
 
     def sum(self, kind: str, batches: list[Batch]) -> Statistics:
         into = Statistics(self.fields)
@@ -66,7 +66,7 @@ def few() -> Setting:
 
 @pytest.fixture(scope="module")
 def many() -> Setting:
-    return Setting(clusters=FEW_PROTOTYPES + 1)
+    return Setting(clusters=257)
 
 
 @pytest.mark.parametrize("kind", ["hard", "hard-screened", "soft", "soft-bf16"])
@@ -130,7 +130,7 @@ def test_labels_are_reported_once_for_each_row_at_its_position(few) -> None:
         assert bool((seen[first : first + len(labels)] == -1).all())
         seen[first : first + len(labels)] = labels
 
-    local = hard_statistics(few.scores, few.frame, screen=False, on_labels=keep)
+    local = hard_statistics(few.scores, few.frame, precision="fp32", on_labels=keep)
     into = Statistics(few.fields)
     for batch in reversed(few.batches()):
         local(batch, into)
@@ -164,7 +164,7 @@ def test_counts_and_sums_stay_exact_beyond_two_to_the_24th() -> None:
     )
     source = RowSource.from_array(x, weight)
     into = Statistics(cluster_fields(1, rows, 4097.0, bound, hard=True))
-    local = hard_statistics(scores, Frame.identity("euclidean", 2), screen=False)
+    local = hard_statistics(scores, Frame.identity("euclidean", 2), precision="fp32")
     for batch in source.batches():
         local(batch, into)
     assert into["counts"].item() == 4097 * rows

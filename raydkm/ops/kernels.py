@@ -1,0 +1,145 @@
+"""Loops over the rows of a tile on one CPU thread, compiled by Numba: each replaces many passes of tensor operations.
+
+They release Python's lock, allocate nothing per row, and are kept compiled on disk. Arrays are contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+#: Columns of scores are a multiple of this: the width of the blocks that `decide` looks for candidates in.
+BLOCK = 64
+
+#: Candidates of a row that are kept; a row with more is decided among all prototypes.
+MOST = 256
+
+#: Below all scores. The kernels are compiled for finite numbers.
+LEAST, LEAST_SCORE = -1e300, -3e38
+
+#: What squares that underflow may hide of a norm, for each sqrt(d).
+LOST = 1.2e-19
+
+_compiled = njit(nogil=True, fastmath=True, cache=True, error_model="numpy")
+
+
+@_compiled
+def quantise(z, step, codes, norm, residual):  # type: ignore[no-untyped-def]
+    """Write codes (n, d) int8 of z (n, d) at a step, bounds (n,) of its rows' norms and of those of what is left."""
+    one, lost = np.float32(1.0) / step, LOST * math.sqrt(z.shape[1])
+    for i in range(z.shape[0]):
+        own, left = np.float32(0.0), np.float32(0.0)
+        for j in range(z.shape[1]):
+            value = z[i, j]
+            code = min(max(np.rint(value * one), np.float32(-127.0)), np.float32(127.0))
+            codes[i, j] = np.int8(np.int32(code))
+            rest = value - code * step
+            left += rest * rest
+            own += value * value
+        norm[i] = math.sqrt(own) + lost
+        residual[i] = math.sqrt(left) + lost
+
+
+@_compiled
+def _product(a, b):  # type: ignore[no-untyped-def]
+    total = np.float32(0.0)
+    for j in range(a.shape[0]):
+        total += a[j] * b[j]
+    return total
+
+
+@_compiled
+def _exact_product(a, b):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for j in range(a.shape[0]):
+        total += np.float64(a[j]) * np.float64(b[j])
+    return total
+
+
+@_compiled
+def _first_of_best(z, theta, bias, some, count, tie):  # type: ignore[no-untyped-def]
+    """The first of `some` prototypes whose float64 score is the highest, to within `tie`."""
+    best = LEAST
+    for t in range(count):
+        best = max(best, _exact_product(z, theta[some[t]]) + bias[some[t]])
+    for t in range(count):
+        if _exact_product(z, theta[some[t]]) + bias[some[t]] >= best - tie:
+            return some[t]
+    return some[0]
+
+
+@_compiled
+def decide(approximate, offset, margin, z, norm, theta, bias, rounding, tie, labels):  # type: ignore[no-untyped-def]
+    """Write the label (n,) of each row: see `raydkm.ops.hard`; return how many candidates there were.
+
+    Parameters
+    ----------
+    approximate, offset, margin : (n, columns), (columns,), (n,) of int32 or float32
+        Scores without their biases, the biases, and what two sums of them may differ by in error.
+    z, norm : (n, d), (n,)
+    theta, bias : (K, d), (K,) of float32
+    rounding : (float, float)
+        The error of a float32 score is at most the first number times the row's norm and the second.
+    tie : (float, float)
+        The same of scores that tie.
+    """
+    clusters, blocks = theta.shape[0], approximate.shape[1] // BLOCK
+    peak = np.empty(blocks, approximate.dtype)
+    some, value = np.empty(MOST, np.int64), np.empty(MOST, np.float32)
+    everyone = np.arange(clusters)
+    candidates = 0
+    for i in range(approximate.shape[0]):
+        row = approximate[i]
+        for b in range(blocks):
+            part, shift = row[b * BLOCK : b * BLOCK + BLOCK], offset[b * BLOCK : b * BLOCK + BLOCK]
+            most = part.dtype.type(part[0] + shift[0])
+            for k in range(BLOCK):
+                score = part.dtype.type(part[k] + shift[k])
+                if score > most:
+                    most = score
+            peak[b] = most
+        best = peak[0]
+        for b in range(blocks):
+            if peak[b] > best:
+                best = peak[b]
+        least = best - margin[i]
+
+        count = 0
+        for b in range(blocks):
+            if peak[b] >= least:
+                for k in range(b * BLOCK, min(b * BLOCK + BLOCK, clusters)):
+                    if row[k] + offset[k] >= least:
+                        if count < MOST:
+                            some[count] = k
+                        count += 1
+        candidates += count
+        allowance = tie[0] * norm[i] + tie[1]
+        if count > MOST or count == 0:
+            labels[i] = _first_of_best(z[i], theta, bias, everyone, clusters, allowance)
+            continue
+        if count > 1:
+            highest = value.dtype.type(LEAST_SCORE)
+            for t in range(count):
+                value[t] = _product(z[i], theta[some[t]]) + bias[some[t]]
+                highest = max(highest, value[t])
+            lowest = highest - 2.0 * (rounding[0] * norm[i] + rounding[1])
+            near = 0
+            for t in range(count):
+                if value[t] >= lowest:
+                    some[near] = some[t]
+                    near += 1
+            if near > 1:
+                some[0] = _first_of_best(z[i], theta, bias, some, near, allowance)
+        labels[i] = some[0]
+    return candidates
+
+
+@_compiled
+def add_rows(into, index, x, scale):  # type: ignore[no-untyped-def]
+    """Add each row of x (n, d), rounded to multiples of 1 / scale (d,), to row index[i] of `into` (K, d) int64."""
+    for i in range(x.shape[0]):
+        row = into[index[i]]
+        for j in range(x.shape[1]):
+            row[j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
