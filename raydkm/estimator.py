@@ -28,6 +28,7 @@ from raydkm.engine.minibatch import Running, has_batches
 from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
 from raydkm.objectives import OBJECTIVES
+from raydkm.ops.batch import SOFT_TILE
 from raydkm.ops.frame import Frame
 from raydkm.ops.soft import SoftAssignment
 
@@ -329,7 +330,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
 
     def _tiles(self, x: NDArray, frame: Frame) -> Iterator[torch.Tensor]:
         clusters = self.model_.clusters
-        return (z for batch in self._source(x).batches() for _, z in batch.tiles(frame, clusters))
+        return (z for batch in self._source(x).batches() for _, z in batch.tiles(frame, clusters, SOFT_TILE))
 
     def _array(self, X: Any, *, reset: bool) -> NDArray:  # noqa: N803
         if issparse(X):

@@ -20,7 +20,7 @@ from raydkm.data.parquet import ParquetTable, scan_file
 from raydkm.data.source import as_tensor
 from raydkm.errors import ConfigError, EngineError, InputError
 from raydkm.model import Model
-from raydkm.ops.batch import Batch
+from raydkm.ops.batch import SOFT_TILE, Batch
 from raydkm.ops.nearest import NearestPrototypes
 from raydkm.ops.soft import SoftAssignment
 
@@ -65,7 +65,7 @@ class Assigner:
 
     def __call__(self, rows: NDArray) -> Assignment:
         """Assign rows (n, d) of any numeric dtype, which must be finite."""
-        tiles = Batch(0, as_tensor(rows), None).tiles(self._frame, len(self._scores))
+        tiles = Batch(0, as_tensor(rows), None).tiles(self._frame, len(self._scores), SOFT_TILE)
         parts = [self._tile(z) for _, z in tiles]
         return Assignment(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raydkm.engine.passes import Passes
 from raydkm.objectives import Objective, State
-from raydkm.ops.batch import Batch
+from raydkm.ops.batch import HARD_TILE, Batch
 from raydkm.ops.exact import Statistics
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.keys import content_hashes
@@ -35,7 +35,7 @@ def farthest_rows(objective: Objective, state: State, passes: Passes, count: int
 
     def local(batch: Batch, into: Statistics) -> None:
         squares = torch.empty(len(batch), dtype=torch.float64)
-        for where, z in batch.tiles(frame, len(scores)):
+        for where, z in batch.tiles(frame, len(scores), HARD_TILE):
             squares[where] = (z - scores.prototypes[assign(z)]).square().sum(1).double().cpu()
         rows = batch.rows.cpu().numpy()
         # equally far rows are told apart by their contents, in the bits that float32 does not use

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from raydkm.data.source import RowSource
 from raydkm.model import Model
+from raydkm.ops.batch import HARD_TILE
 from raydkm.ops.hard import HardAssignment
 
 
@@ -16,7 +17,7 @@ def label(model: Model, source: RowSource) -> tuple[NDArray[np.int64], float]:
     labels, inertia = [], 0.0
     for batch in source.batches():
         weight = batch.weights()
-        for where, z in batch.tiles(frame, model.clusters):
+        for where, z in batch.tiles(frame, model.clusters, HARD_TILE):
             tile = assign(z)
             inertia += float(weight[where] @ (z - model.prototypes[tile]).double().square().sum(1))
             labels.append(tile.numpy())

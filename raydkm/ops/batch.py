@@ -16,7 +16,7 @@ BATCH_ROWS = 4096
 
 #: Numbers of a tile's product. Sums within a tile are rounded by a soft step, so that this is not a setting either; a
 #: hard step's are not, and its tile is as large as pays for what is done once a tile.
-SOFT_TILE = 2**18
+SOFT_TILE = 2**20
 HARD_TILE = 2**21
 
 
@@ -51,7 +51,7 @@ class Batch:
             return self.weight
         return torch.ones(len(self), dtype=torch.float64, device=self.rows.device)
 
-    def tiles(self, frame: Frame, columns: int, numbers: int = SOFT_TILE) -> Iterator[tuple[slice, Tensor]]:
+    def tiles(self, frame: Frame, columns: int, numbers: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield (range in the batch, z), of so few rows that z and a product of `columns` columns have `numbers`."""
         size = min(BATCH_ROWS, max(128, numbers // max(columns, self.rows.shape[1]) // 64 * 64))
         for start in range(0, len(self), size):

@@ -143,3 +143,81 @@ def add_rows(into, index, x, scale):  # type: ignore[no-untyped-def]
         row = into[index[i]]
         for j in range(x.shape[1]):
             row[j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
+
+
+@_compiled
+def shift_rows(x):  # type: ignore[no-untyped-def]
+    """Subtract from each row of x (n, d) float32 its largest number.
+
+    Their bits, the lower ones of negative numbers flipped, are integers in the same order: maxima of integers are
+    vectorised.
+    """
+    bits = x.view(np.int32)
+    word = np.empty(1, np.int32)
+    number = word.view(np.float32)
+    for i in range(x.shape[0]):
+        row, row_bits = x[i], bits[i]
+        most = np.int32(-(2**31))
+        for k in range(x.shape[1]):
+            most = max(most, np.int32(row_bits[k] ^ ((row_bits[k] >> 31) & 0x7FFFFFFF)))
+        word[0] = np.int32(most ^ ((most >> 31) & 0x7FFFFFFF))
+        largest = number[0]
+        for k in range(x.shape[1]):
+            row[k] -= largest
+
+
+@_compiled
+def normalise(exp, logits, weight, counts):  # type: ignore[no-untyped-def]
+    """Make exp(logits) (n, K) the targets w_i q_ik, add them to counts (K,); return -sum_i w_i sum_k q_ik log q_ik."""
+    entropy = 0.0
+    for i in range(exp.shape[0]):
+        e, logit = exp[i], logits[i]
+        total, mean = np.float32(0.0), np.float32(0.0)
+        for k in range(exp.shape[1]):
+            total += e[k]
+            mean += e[k] * logit[k]
+        factor = np.float32(weight[i]) / total
+        entropy += weight[i] * (math.log(total) - mean / total)
+        for k in range(exp.shape[1]):
+            e[k] *= factor
+            counts[k] += e[k]
+    return entropy
+
+
+@_compiled
+def tilt(logits, factor, log_s, tilted):  # type: ignore[no-untyped-def]
+    """Write factor l_ik + log s_k (n, K)."""
+    for i in range(logits.shape[0]):
+        for k in range(logits.shape[1]):
+            tilted[i, k] = factor * logits[i, k] + log_s[k]
+
+
+@_compiled
+def contrast(exp_p, exp_q, log_p, log_q, weight, counts, posterior_counts):  # type: ignore[no-untyped-def]
+    """Make exp(log p) (n, K) the differences w_i (p_ik - q_ik), both normalised here, and add up their counts (K,).
+
+    Returns
+    -------
+    float, float
+        -sum_i w_i sum_k q_ik log q_ik and -sum_i w_i sum_k q_ik log p_ik.
+    """
+    entropy, cross = 0.0, 0.0
+    for i in range(exp_p.shape[0]):
+        p, q, lp, lq = exp_p[i], exp_q[i], log_p[i], log_q[i]
+        total_p, total_q = np.float32(0.0), np.float32(0.0)
+        own, other = np.float32(0.0), np.float32(0.0)
+        for k in range(exp_p.shape[1]):
+            total_p += p[k]
+            total_q += q[k]
+            own += q[k] * lq[k]
+            other += q[k] * lp[k]
+        entropy += weight[i] * (math.log(total_q) - own / total_q)
+        cross += weight[i] * (math.log(total_p) - other / total_q)
+        factor_p, factor_q = np.float32(weight[i]) / total_p, np.float32(weight[i]) / total_q
+        for k in range(exp_p.shape[1]):
+            target = q[k] * factor_q
+            counts[k] += target
+            p[k] *= factor_p
+            posterior_counts[k] += p[k]
+            p[k] -= target
+    return entropy, cross

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from raydkm.ops.batch import BATCH_ROWS, Batch
+from raydkm.ops.batch import BATCH_ROWS, SOFT_TILE, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
+from raydkm.ops.kernels import contrast, shift_rows, tilt
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import ROWS, Local, weighted_field
+from raydkm.ops.workspace import Workspace
 
 
 def logistic_fields(scores: Scores, rows: int, max_weight: float, bound: Tensor) -> tuple[Field, ...]:
@@ -43,24 +46,17 @@ def logistic_fields(scores: Scores, rows: int, max_weight: float, bound: Tensor)
 
 def logistic_statistics(scores: Scores, alpha: float, log_s: Tensor, frame: Frame) -> Local:
     """The sums of `logistic_fields`, rounded batch by batch; `scores` are the logits l."""
-    log_s = log_s.to(scores.bias)
+    assign = LogisticAssignment(scores, alpha, log_s)
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
         counts, posterior_counts = torch.zeros_like(scores.bias), torch.zeros_like(scores.bias)
         gradient = torch.zeros_like(scores.prototypes)
-        entropy, cross = weight.new_zeros(()), weight.new_zeros(())
-        for where, z in batch.tiles(frame, len(scores)):
-            heavy = weight[where].to(z.dtype)
-            log_p = torch.log_softmax(scores(z), 1)
-            log_q = torch.log_softmax(torch.add(log_s, log_p, alpha=1 + alpha), 1)
-            q = log_q.exp()
-            entropy -= torch.dot(weight[where], log_q.mul_(q).sum(1).double())
-            cross -= torch.dot(weight[where], (log_p * q).sum(1).double())
-            p = log_p.exp_()
-            counts.addmv_(q.T, heavy)
-            posterior_counts.addmv_(p.T, heavy)
-            gradient.addmm_(p.sub_(q).mul_(heavy[:, None]).T, z)
+        entropy, cross = 0.0, 0.0
+        for where, z in batch.tiles(frame, len(scores), SOFT_TILE):
+            difference, *terms = assign(z, weight[where], counts, posterior_counts)
+            gradient.addmm_(difference.T, z)
+            entropy, cross = entropy + terms[0], cross + terms[1]
         into.add("counts", counts)
         into.add("posterior_counts", posterior_counts)
         into.add("gradient", gradient)
@@ -69,3 +65,46 @@ def logistic_statistics(scores: Scores, alpha: float, log_s: Tensor, frame: Fram
         into.add("rows", len(batch))
 
     return local
+
+
+class LogisticAssignment:
+    """p and q of tiles."""
+
+    def __init__(self, scores: Scores, alpha: float, log_s: Tensor):
+        self._scores, self._alpha = scores, alpha
+        self._log_s = log_s.to(scores.bias).clamp_(min=-1e30)  # the kernels are of finite numbers
+        self._native = scores.bias.dtype == torch.float32 and scores.bias.device.type == "cpu"
+        self._buffer = Workspace()
+
+    def __call__(
+        self, z: Tensor, weight: Tensor, counts: Tensor, posterior_counts: Tensor
+    ) -> tuple[Tensor, float, float]:
+        """w_i (p_ik - q_ik) (n, K), and sums of -w q log q and -w q log p; q and p are added to their counts (K,).
+
+        What is returned is overwritten by the thread's next call.
+        """
+        if not self._native:
+            return self._by_tensors(z, weight, counts, posterior_counts)
+        scores, shape = self._scores, (len(z), len(counts))
+        log_p, log_q, p, q = (self._buffer(name, shape, z) for name in ("log_p", "log_q", "p", "q"))
+        torch.addmm(scores.bias, z, scores.prototypes.T, out=log_p)
+        shift_rows(log_p.numpy())
+        tilt(log_p.numpy(), np.float32(1 + self._alpha), self._log_s.numpy(), log_q.numpy())
+        shift_rows(log_q.numpy())
+        torch.exp(log_p, out=p)
+        torch.exp(log_q, out=q)
+        arrays = (x.numpy() for x in (p, q, log_p, log_q, weight, counts, posterior_counts))
+        return p, *contrast(*arrays)
+
+    def _by_tensors(
+        self, z: Tensor, weight: Tensor, counts: Tensor, posterior_counts: Tensor
+    ) -> tuple[Tensor, float, float]:
+        log_p = torch.log_softmax(self._scores(z), 1)
+        log_q = torch.log_softmax(torch.add(self._log_s, log_p, alpha=1 + self._alpha), 1)
+        q, heavy = log_q.exp(), weight.to(z.dtype)[:, None]
+        entropy = -torch.dot(weight, log_q.mul_(q).sum(1).double())
+        cross = -torch.dot(weight, (log_p * q).sum(1).double())
+        p, q = log_p.exp_().mul_(heavy), q.mul_(heavy)
+        counts += q.sum(0)
+        posterior_counts += p.sum(0)
+        return p.sub_(q), float(entropy), float(cross)

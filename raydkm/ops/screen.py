@@ -9,7 +9,6 @@ to which the rounding of products, sums and biases is added.
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from raydkm.ops.kernels import BLOCK, LEAST_SCORE, LOST, quantise
 from raydkm.ops.scores import Scores
+from raydkm.ops.workspace import Workspace
 
 #: Rounding in the bounds themselves.
 SLACK = 1.001
@@ -50,7 +50,7 @@ class Screen(ABC):
         self.columns = -(-len(scores) // BLOCK) * BLOCK
         self.norm = _largest_norm(scores.prototypes)
         self.bias = float(scores.bias.abs().max())
-        self._own = threading.local()
+        self._buffer = Workspace()
 
     @abstractmethod
     def __call__(self, z: Tensor) -> Screened:
@@ -59,14 +59,6 @@ class Screen(ABC):
     def _padded(self, x: Tensor, value: float = 0.0) -> Tensor:
         padding = (0, 0) * (x.dim() - 1) + (0, self.columns - len(x))
         return torch.nn.functional.pad(x, padding, value=value)
-
-    def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Uninitialised memory, which this thread keeps from call to call."""
-        kept: Tensor | None = getattr(self._own, name, None)
-        if kept is None or len(kept) < shape[0] or kept.shape[1:] != shape[1:]:
-            kept = torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
-            setattr(self._own, name, kept)
-        return kept[: shape[0]]
 
     def _norms(self, z: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(z, dim=1, out=self._buffer("norm", z.shape[:1], z))
@@ -120,9 +112,11 @@ class Int8Screen(Screen):
         super().__init__(scores)
         theta = scores.prototypes
         self._step = float(np.float32(max(float(theta.abs().max()), 1e-30) / 127))
-        codes = torch.round(theta / self._step).clamp_(-127, 127)
-        self._residual = _largest_norm(theta.double() - codes.double() * self._step)
-        self._codes_t = self._padded(codes.to(torch.int8)).T
+        codes = torch.zeros(self.columns, theta.shape[1], dtype=torch.int8)
+        left = torch.empty(2, len(theta))
+        quantise(theta.contiguous().numpy(), np.float32(self._step), codes.numpy(), *left.numpy())
+        self._residual = float(left[1].max()) * SLACK
+        self._codes_t = codes.T
         self._of_rows: tuple[float, Tensor] | None = None
 
     @staticmethod

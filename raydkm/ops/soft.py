@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from raydkm.ops.kernels import normalise, shift_rows
 from raydkm.ops.scores import Scores
+from raydkm.ops.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,31 @@ class SoftAssignment:
 
     def __init__(self, scores: Scores):
         scale = 2.0 / scores.temperature
-        self._logits = Scores(scores.prototypes * scale, scores.bias * scale, scores.temperature)
+        # a scaling of zero has the logarithm -inf: the kernels are of finite numbers
+        self._logits = Scores(scores.prototypes * scale, (scores.bias * scale).clamp_(min=-1e30), scores.temperature)
+        self._native = scores.bias.dtype == torch.float32 and scores.bias.device.type == "cpu"
+        self._buffer = Workspace()
 
     def __call__(self, z: Tensor) -> Posterior:
         logits = self._logits(z)
         logits.sub_(logits.amax(1, keepdim=True))
         exp = torch.exp(logits)
         normaliser = exp.sum(1)
-        # q log q = q (logit - log normaliser); a logit of -inf has q = 0 and would give nan
-        mean_logit = logits.clamp_(min=-1e4).mul_(exp).sum(1).div_(normaliser)
+        mean_logit = logits.mul_(exp).sum(1).div_(normaliser)
         return Posterior(exp, normaliser, torch.log(normaliser).sub_(mean_logit))
+
+    def targets(self, z: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor, float]:
+        """w_i q_ik (n, K), added to counts (K,) too, and -sum_i w_i sum_k q_ik log q_ik; weight (n,) is float64.
+
+        The targets are overwritten by the thread's next call.
+        """
+        if not self._native:
+            posterior = self(z)
+            q = posterior.exp_logits.mul_((weight / posterior.normaliser).to(z.dtype)[:, None])
+            counts += q.sum(0)
+            return q, float(torch.dot(weight, posterior.entropy.double()))
+        shape = (len(z), len(counts))
+        logits = torch.addmm(self._logits.bias, z, self._logits.prototypes.T, out=self._buffer("logits", shape, z))
+        shift_rows(logits.numpy())
+        q = torch.exp(logits, out=self._buffer("targets", shape, z))
+        return q, normalise(q.numpy(), logits.numpy(), weight.numpy(), counts.numpy())

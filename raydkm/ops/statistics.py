@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, Batch
+from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, SOFT_TILE, Batch
 from raydkm.ops.exact import COUNT, Field, Grid, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.hard import HardAssignment
@@ -81,22 +81,14 @@ def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        counts, sums = torch.zeros_like(scores.bias), torch.zeros_like(scores.prototypes)
-        entropy = torch.zeros((), dtype=torch.float64, device=weight.device)
-        for where, z in batch.tiles(frame, len(scores)):
-            posterior = assign(z)
-            factor = weight[where].to(z.dtype) / posterior.normaliser
-            q = posterior.exp_logits
-            counts.addmv_(q.T, factor)
-            if q.shape[1] < z.shape[1]:  # normalise the smaller operand
-                q.mul_(factor[:, None])
-            else:
-                z = z * factor[:, None]
+        counts, sums, entropy = torch.zeros_like(scores.bias), torch.zeros_like(scores.prototypes), 0.0
+        for where, z in batch.tiles(frame, len(scores), SOFT_TILE):
+            q, uncertainty = assign.targets(z, weight[where], counts)
             if low_precision_sums:
                 sums += torch.mm(q.T.to(torch.bfloat16), z.to(torch.bfloat16))
             else:
                 sums.addmm_(q.T, z)
-            entropy += torch.dot(weight[where], posterior.entropy.to(torch.float64))
+            entropy += uncertainty
         into.add("counts", counts)
         into.add("sums", sums)
         into.add("entropy", entropy)
