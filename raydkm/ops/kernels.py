@@ -19,6 +19,9 @@ MOST = 256
 #: Below all scores. The kernels are compiled for finite numbers.
 LEAST, LEAST_SCORE = -1e300, -3e38
 
+#: Logits are raised to this: exponentials that underflow, and products of such, take many times as long.
+LEAST_LOGIT = np.float32(-80.0)
+
 #: What squares that underflow may hide of a norm, for each sqrt(d).
 LOST = 1.2e-19
 
@@ -146,8 +149,8 @@ def add_rows(into, index, x, scale):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def shift_rows(x):  # type: ignore[no-untyped-def]
-    """Subtract from each row of x (n, d) float32 its largest number.
+def shift_rows(x, least):  # type: ignore[no-untyped-def]
+    """Subtract from each row of x (n, d) float32 its largest number, and raise what is below `least` to it.
 
     Their bits, the lower ones of negative numbers flipped, are integers in the same order: maxima of integers are
     vectorised.
@@ -163,7 +166,7 @@ def shift_rows(x):  # type: ignore[no-untyped-def]
         word[0] = np.int32(most ^ ((most >> 31) & 0x7FFFFFFF))
         largest = number[0]
         for k in range(x.shape[1]):
-            row[k] -= largest
+            row[k] = max(row[k] - largest, least)
 
 
 @_compiled

@@ -16,7 +16,7 @@ from torch import Tensor
 from raydkm.ops.batch import BATCH_ROWS, SOFT_TILE, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
-from raydkm.ops.kernels import contrast, shift_rows, tilt
+from raydkm.ops.kernels import LEAST_LOGIT, LEAST_SCORE, contrast, shift_rows, tilt
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import ROWS, Local, weighted_field
 from raydkm.ops.workspace import Workspace
@@ -88,10 +88,10 @@ class LogisticAssignment:
         scores, shape = self._scores, (len(z), len(counts))
         log_p, log_q, p, q = (self._buffer(name, shape, z) for name in ("log_p", "log_q", "p", "q"))
         torch.addmm(scores.bias, z, scores.prototypes.T, out=log_p)
-        shift_rows(log_p.numpy())
+        shift_rows(log_p.numpy(), np.float32(LEAST_SCORE))
         tilt(log_p.numpy(), np.float32(1 + self._alpha), self._log_s.numpy(), log_q.numpy())
-        shift_rows(log_q.numpy())
-        torch.exp(log_p, out=p)
+        shift_rows(log_q.numpy(), LEAST_LOGIT)
+        torch.clamp(log_p, min=float(LEAST_LOGIT), out=p).exp_()
         torch.exp(log_q, out=q)
         arrays = (x.numpy() for x in (p, q, log_p, log_q, weight, counts, posterior_counts))
         return p, *contrast(*arrays)
