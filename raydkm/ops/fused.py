@@ -1,0 +1,76 @@
+"""Statistics by fused GPU kernels, and the one place that decides where they are used.
+
+The closures add what those of `raydkm.ops.statistics` add, for batches of one or more canonical batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from raydkm.ops.batch import Batch
+from raydkm.ops.exact import Statistics
+from raydkm.ops.frame import Frame
+from raydkm.ops.scores import Scores
+
+if TYPE_CHECKING:
+    from raydkm.ops.statistics import Local
+
+#: Elements of rows that a step holds in the coordinates of the frame, 256 MiB.
+_ROWS_SIZE = 2**26
+
+
+def serves(scores: Scores) -> bool:
+    """Whether statistics of `scores` are computed by the fused kernels."""
+    return (
+        scores.prototypes.device.type == "cuda"
+        and scores.prototypes.dtype == torch.float32
+        and find_spec("triton") is not None
+    )
+
+
+def fused_hard_statistics(
+    scores: Scores, frame: Frame, *, on_labels: Callable[[int, Tensor], None] | None = None
+) -> Local:
+    """n and S for hard labels, S rounded row by row."""
+    from raydkm.ops.triton_hard import FusedLabels  # Triton is there on GPU machines only
+
+    assign = FusedLabels(scores)
+    at_once = max(1, _ROWS_SIZE // scores.prototypes.shape[1])
+
+    def local(batch: Batch, into: Statistics) -> None:
+        weight = batch.weights()
+        for start in range(0, len(batch), at_once):
+            where = slice(start, start + at_once)
+            z = frame(batch.rows[where])
+            labels = assign(z)
+            into.add_rows("counts", labels, weight[where])
+            into.add_rows("sums", labels, z if batch.weight is None else z * weight[where, None])
+            if on_labels is not None:
+                on_labels(batch.first + start, labels)
+        into.add("rows", len(batch))
+
+    return local
+
+
+def fused_soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -> Local:
+    """n, S and H for posteriors, rounded by canonical batch; a batch begins where a canonical one does."""
+    from raydkm.ops.triton_soft import FusedSoft
+
+    soft = FusedSoft(scores, low_precision_sums=low_precision_sums)
+
+    def local(batch: Batch, into: Statistics) -> None:
+        weight = batch.weights()
+        for start in range(0, len(batch), soft.at_once):
+            where = slice(start, start + soft.at_once)
+            for counts, sums, entropy in zip(*soft(frame(batch.rows[where]), weight[where]), strict=True):
+                into.add("counts", counts)
+                into.add("sums", sums)
+                into.add("entropy", entropy)
+        into.add("rows", len(batch))
+
+    return local
