@@ -89,10 +89,10 @@ class FusedSoft:
         )
         factor = torch.zeros_like(normaliser)  # rows that pad have no weight
         factor[: len(z)] = weight.float() / normaliser[: len(z)]
-        batches, slice_d = triton.cdiv(rows, BATCH_ROWS), next(size for size in _SLICES if dim % size == 0)
+        batches, columns = triton.cdiv(rows, BATCH_ROWS), next(size for size in (128, 64, 32, 16) if dim % size == 0)
         counts = torch.empty(batches, clusters, device=z.device)
         sums = torch.empty(batches, clusters, dim, device=z.device)
-        _sums[(clusters // 64, dim // slice_d, batches)](
+        _sums[(clusters // BLOCK_K, dim // columns, batches)](
             logits,
             largest,
             factor,
@@ -105,8 +105,8 @@ class FusedSoft:
             dim,
             BATCH_ROWS,
             64,
-            64,
-            slice_d,
+            BLOCK_K,
+            columns,
             self._split_sums,
             num_warps=8,
             num_stages=2,
@@ -117,10 +117,6 @@ class FusedSoft:
             sums[:, : self._shape[0], : self._shape[1]],
             torch.stack([part.sum() for part in weighted.split(BATCH_ROWS)]),
         )
-
-
-#: Columns of z that one program of the second kernel sums: the most that divide d.
-_SLICES = (256, 128, 64, 32, 16)
 
 
 @triton.jit

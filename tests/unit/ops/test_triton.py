@@ -22,6 +22,50 @@ def test_kernels_under_the_interpreter() -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+@pytest.mark.skipif(INTERPRETED, reason="an interpreter compiles nothing")
+def test_kernels_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For an H100, with the assembler that comes with Triton; no GPU takes part."""
+    triton = pytest.importorskip("triton", reason="Triton is not installed: its kernels are not compiled")
+    from triton.backends.compiler import GPUTarget
+
+    from raydkm.ops import segment, triton_hard, triton_product, triton_soft
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {
+        **dict.fromkeys(("high", "low", "z_high", "z_low", "theta_high", "theta_low"), "*bf16"),
+        **dict.fromkeys(("x", "z", "norms", "bias", "gaps", "logits", "largest", "normaliser", "entropy"), "*fp32"),
+        **dict.fromkeys(("factor", "counts", "sums"), "*fp32"),
+        **dict.fromkeys(("rows", "dim", "padded", "clusters"), "i32"),
+        **dict.fromkeys(("weight", "scale"), "*fp64"),
+        "labels": "*i32",
+        "order": "*i64",
+    }
+    tile = {"width": 128, "block_n": 128, "block_k": 128}
+    kernels = [
+        (triton_product._split, {"width": 128, "block_n": 128, "block_d": 64, "both": True}),
+        (triton_hard._best, {**tile, "block_d": 64, "split": False}),
+        (triton_hard._best, {**tile, "block_d": 32, "split": True}),
+        (triton_soft._softmax, {**tile, "block_d": 32}),
+        (triton_soft._sums, {**tile, "block_n": 64, "block_d": 128, "batch_rows": 4096, "split": True}),
+        (segment._segment_sums, {"weighted": True, "block_n": 64, "block_d": 64}),
+    ]
+    for kernel, constants in kernels:
+        names = kernel.arg_names
+        known = {**types, "labels": "*i64", "sums": "*i64"} if kernel is segment._segment_sums else types
+        signature = {name: "constexpr" if name in constants else known[name] for name in names}
+        aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if signature[name][0] == "*"}
+        source = triton.compiler.ASTSource(
+            kernel, signature, {(names.index(name),): value for name, value in constants.items()}, aligned
+        )
+        options = {"num_warps": 4 if kernel is segment._segment_sums else 8, "num_stages": 3}
+        if kernel is triton_soft._sums:
+            options["num_stages"] = 2
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+        assert compiled.metadata.shared <= 227 * 1024
+        if kernel.__name__ in ("_best", "_softmax", "_sums"):
+            assert "wgmma" in compiled.asm["ptx"]
+
+
 if INTERPRETED:
     import numpy as np
     import torch
