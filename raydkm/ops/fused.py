@@ -20,8 +20,8 @@ from raydkm.ops.scores import Scores
 if TYPE_CHECKING:
     from raydkm.ops.statistics import Local
 
-#: Elements of rows that a step holds in the coordinates of the frame, 256 MiB.
-_ROWS_SIZE = 2**26
+#: Elements of rows that a hard step holds at once, 128 MiB, and twice as much of them as integers.
+_ROWS_SIZE = 2**25
 
 
 def serves(scores: Scores) -> bool:
