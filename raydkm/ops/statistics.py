@@ -16,6 +16,7 @@ from torch import Tensor
 from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, SOFT_TILE, Batch
 from raydkm.ops.exact import COUNT, Field, Grid, Statistics
 from raydkm.ops.frame import Frame
+from raydkm.ops.fused import fused_hard_statistics, fused_soft_statistics, serves
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.scores import Scores
 from raydkm.ops.soft import SoftAssignment
@@ -60,6 +61,8 @@ def hard_statistics(
 
     `on_labels(first, labels)` is called with the labels of each tile and the position of its first row.
     """
+    if precision != "fp32" and serves(scores):
+        return fused_hard_statistics(scores, frame, on_labels=on_labels)
     assign = HardAssignment(scores, precision)
 
     def local(batch: Batch, into: Statistics) -> None:
@@ -77,6 +80,8 @@ def hard_statistics(
 
 def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -> Local:
     """n, S and H for q_i = softmax_k(2 score_ik / T), rounded batch by batch."""
+    if serves(scores):
+        return fused_soft_statistics(scores, frame, low_precision_sums=low_precision_sums)
     assign = SoftAssignment(scores)
 
     def local(batch: Batch, into: Statistics) -> None:

@@ -74,10 +74,10 @@ if INTERPRETED:
     from raydkm.ops.batch import BATCH_ROWS, Batch
     from raydkm.ops.exact import Grid, Statistics
     from raydkm.ops.frame import Frame
-    from raydkm.ops.fused import fused_hard_statistics, fused_soft_statistics
+    from raydkm.ops.fused import fused_hard_statistics
     from raydkm.ops.scores import Scores
     from raydkm.ops.segment import segment_sums
-    from raydkm.ops.statistics import cluster_fields, hard_statistics
+    from raydkm.ops.statistics import cluster_fields, hard_statistics, soft_statistics
     from raydkm.ops.triton_hard import FusedLabels, exact_labels
     from raydkm.ops.triton_product import BLOCK_N, split
     from raydkm.ops.triton_soft import FusedSoft
@@ -287,15 +287,18 @@ if INTERPRETED:
         return Batch(0, rows, weight), parts
 
     @pytest.mark.parametrize("kind", ["hard", "soft"])
-    def test_statistics_do_not_depend_on_how_many_batches_come_at_once(kind: str) -> None:
+    def test_statistics_do_not_depend_on_how_many_batches_come_at_once(
+        kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         whole, parts = batches()
         scores = scores_of(normal(torch.Generator().manual_seed(1), 6, 3), 1.0)
         frame = Frame.identity("euclidean", 3)
         fields = cluster_fields(6, ROWS, 3.0, whole.rows.abs().amax(0).double(), hard=False)
+        monkeypatch.setattr("raydkm.ops.statistics.serves", lambda scores: True)
         if kind == "hard":
-            local = fused_hard_statistics(scores, frame)
+            local = hard_statistics(scores, frame, screen=True)
         else:
-            local = fused_soft_statistics(scores, frame, low_precision_sums=False)
+            local = soft_statistics(scores, frame, low_precision_sums=False)
         at_once, apart = Statistics(fields), Statistics(fields)
         local(whole, at_once)
         for batch in reversed(parts):
