@@ -296,7 +296,7 @@ if INTERPRETED:
         fields = cluster_fields(6, ROWS, 3.0, whole.rows.abs().amax(0).double(), hard=False)
         monkeypatch.setattr("raydkm.ops.statistics.serves", lambda scores: True)
         if kind == "hard":
-            local = hard_statistics(scores, frame, screen=True)
+            local = hard_statistics(scores, frame, precision="auto")
         else:
             local = soft_statistics(scores, frame, low_precision_sums=False)
         at_once, apart = Statistics(fields), Statistics(fields)
@@ -319,7 +319,7 @@ if INTERPRETED:
         fused, plain, seen = Statistics(fields), Statistics(fields), []
         batch = Batch(40, z, None)
         fused_hard_statistics(scores, frame, on_labels=lambda first, labels: seen.append((first, labels)))(batch, fused)
-        hard_statistics(scores, frame, screen=False)(batch, plain)
+        hard_statistics(scores, frame, precision="fp32")(batch, plain)
         assert torch.equal(fused.buffer, plain.buffer)
         assert [first for first, _ in seen] == [40]
         assert torch.equal(torch.cat([labels for _, labels in seen]), first_best(reference(scores, z)))
