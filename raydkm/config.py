@@ -112,6 +112,18 @@ class FitConfig(_Frozen):
         "labels; soft steps: bf16 prototype sums); auto: bf16 for hard steps where the processor has it, else fp32.",
     )
 
+    assignment: Literal["auto", "exact", "approximate"] = Field(
+        "auto",
+        description="Labels of kmeans in its steps: exact; approximate: the best of the most promising prototypes, without "
+        "balance; auto: approximate from 50,000 clusters on, on a CPU and without balance. Those of the end are exact.",
+    )
+    max_miss: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="Share of the sampled rows to which an approximate assignment may give another label than an exact "
+        "one; above it the next steps look farther, and at last are exact.",
+    )
     device: str = Field("auto", description="auto (GPU where there is one), cpu, cuda or cuda:N.")
 
     @field_validator("objective")
@@ -199,6 +211,28 @@ class FitConfig(_Frozen):
         if not distance and self.empty != "split":
             raise ValueError(f"empty: {self.objective} has no prototypes that could lose their rows")
         return self
+
+    @model_validator(mode="after")
+    def _one_way_of_assignment(self) -> FitConfig:
+        if self.assignment == "approximate" and not self._may_approximate:
+            raise ValueError("assignment: approximate goes with kmeans, without balance, min_share and max_share")
+        if self.max_miss != type(self).model_fields["max_miss"].default and not self.approximate:
+            raise ValueError("max_miss goes with an approximate assignment: of kmeans, with many clusters or asked for")
+        return self
+
+    @property
+    def approximate(self) -> bool:
+        """Whether labels of the steps are approximate, on a CPU."""
+        from raydkm.ops.approximate import MANY_PROTOTYPES
+
+        many = self.clusters >= MANY_PROTOTYPES and self._may_approximate
+        return many if self.assignment == "auto" else self.assignment == "approximate"
+
+    @property
+    def _may_approximate(self) -> bool:
+        from raydkm.objectives import OBJECTIVES
+
+        return OBJECTIVES[self.objective].hard and not self.balance and not self.bounded
 
     @property
     def bounded(self) -> bool:

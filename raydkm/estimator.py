@@ -86,6 +86,10 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
     random_state : int, RandomState or None, default=None
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
     precision : {"auto", "fp32", "bf16", "int8"}, default="auto"
+    assignment : {"auto", "exact", "approximate"}, default="auto"
+        Of the steps of `kmeans`; "auto" is approximate from 50,000 clusters on, on a CPU and without balance.
+    max_miss : float, default=0.01
+        Share of the sampled rows to which an approximate assignment may give another label than an exact one.
     column : str, optional
         Feature column, or columns "a,b,c", of Parquet data, Arrow tables and Ray data sets.
 
@@ -145,6 +149,8 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         random_state: Any = None,
         device: str = "auto",
         precision: str = "auto",
+        assignment: str = "auto",
+        max_miss: float = 0.01,
         column: str | None = None,
     ):
         self.n_clusters = n_clusters
@@ -171,6 +177,8 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         self.random_state = random_state
         self.device = device
         self.precision = precision
+        self.assignment = assignment
+        self.max_miss = max_miss
         self.column = column
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DKMeans:  # noqa: N803

@@ -100,6 +100,7 @@ class CheckpointFile:
         described = {
             "step": checkpoint.state.step,
             "objective": checkpoint.state.objective,
+            "effort": checkpoint.state.effort,
             "history": checkpoint.history,
             "seeding": checkpoint.seeding,
             "config": checkpoint.config,
@@ -134,11 +135,11 @@ class CheckpointFile:
             content = retried(self._name, self._content)
             if content is None:
                 return None
-            tensors = load_tensors(content)
+            tensors: dict[str, Any] = load_tensors(content)
             size = int.from_bytes(content[:8], "little")
             described = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["raydkm"])
             return Checkpoint(
-                state=State(step=described["step"], objective=described["objective"], **tensors),
+                state=State(**{name: described[name] for name in ("step", "objective", "effort")}, **tensors),
                 history=described["history"],
                 seeding=described["seeding"],
                 config=described["config"],

@@ -28,6 +28,7 @@ from raydkm.objectives.base import BALANCE_TOLERANCE
 from raydkm.objectives.distance import DistanceObjective
 from raydkm.objectives.kmeans import KMeans
 from raydkm.objectives.logistic import LogisticObjective
+from raydkm.ops.approximate import EFFORTS
 from raydkm.ops.balance import Balance
 from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Extent, Moments
@@ -160,6 +161,8 @@ def fit_rows(
         def record(state: State, terms: Terms, seconds: dict[str, float]) -> bool:
             history.append({"step": state.step, **terms.asdict(), **seconds})
             left = seconds_left(history, goal.settled_shift, config.max_steps)
+            if terms.miss_rate is not None and comm.rank == 0 and state.effort > len(EFFORTS) - 1:
+                logger.warning("approximate assignment missed %.2g of the rows: exact from now on", terms.miss_rate)
             rate = look.extent.rows / seconds["seconds"]
             report("step", **history[-1], rows_per_second=rate, seconds_left=left)
             save(state, now=False)
@@ -281,6 +284,8 @@ def setting_of(
         anneal=config.anneal,
         empty=config.empty,
         precision=config.precision,
+        approximate=config.approximate and (config.assignment == "approximate" or device.type == "cpu"),
+        max_miss=config.max_miss,
         device=device,
     )
 

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from operator import add
+from itertools import cycle
+from math import prod
+from operator import iadd
 from typing import Protocol, TypeVar
 
 import torch
@@ -22,6 +24,9 @@ from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.statistics import Local
 
 T = TypeVar("T")
+
+#: Bytes that the sums of a worker's threads may take together, if each has its own; else threads share them.
+SUMS_BYTES = 2**27
 
 
 class Source(Protocol):
@@ -77,16 +82,19 @@ class Passes:
             What any worker raised.
         """
 
-        def share(batches: Iterator[Batch]) -> Statistics:
-            into = Statistics(fields, device=self.device)
+        sums = [Statistics(fields, device=self.device) for _ in range(copies_of_sums(fields, self.threads))]
+        next_of_sums = cycle(sums)
+
+        def share(batches: Iterator[Batch]) -> None:
+            into = next(next_of_sums)
             for batch in batches:
                 local(batch, into)
-            return into
 
         began = time.perf_counter()
         refusal: RaydkmError | None = None
         try:
-            total = reduce(add, self.each(share))
+            self.each(share)
+            total = reduce(iadd, sums)
         except RaydkmError as error:  # others wait for this worker's sum: let the missing rows tell them
             refusal, total = error, Statistics(fields, device=self.device)
         computed = time.perf_counter()
@@ -120,6 +128,12 @@ class Passes:
         finally:
             with lock:  # after an error in one thread, others may be at it still
                 batches.close()
+
+
+def copies_of_sums(fields: tuple[Field, ...], threads: int) -> int:
+    """How many copies of these sums a worker's threads add to; a shared one costs a thread the wait for its lock."""
+    size = 8 * sum(prod(field.shape) for field in fields)
+    return min(threads, max(1, SUMS_BYTES // size))
 
 
 def check_rows_seen(seen: int, total: int) -> None:

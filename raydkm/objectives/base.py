@@ -43,6 +43,8 @@ class State:
         q_hat of the last step; equal before the first.
     objective : float
         What the last step reached; infinite before the first.
+    effort : int
+        Of an approximate assignment: a level of `raydkm.ops.approximate.EFFORTS`, or the one after, which is exact.
     """
 
     step: int
@@ -51,6 +53,7 @@ class State:
     log_s: Tensor
     shares: Tensor
     objective: float = math.inf
+    effort: int = 0
 
     @classmethod
     def at(cls, prototypes: Tensor, bias: Tensor | None = None) -> State:
@@ -81,6 +84,8 @@ class Terms:
     relocated: int  # empty clusters moved elsewhere
     duplicates: int  # prototypes that are the same as another one
     settled: str | None  # the stopping rule that is met: "shift" or "objective"
+    effort: int | None = None  # level of an approximate assignment; None of an exact one
+    miss_rate: float | None = None  # share of the sampled rows that it gave another label than an exact one
 
     def asdict(self) -> dict[str, float | int | str | None]:
         return asdict(self)
@@ -115,6 +120,9 @@ class Setting:
     empty : {"split", "farthest", "keep"}
         What becomes of prototypes without rows.
     precision : {"auto", "fp32", "bf16", "int8"}
+    approximate : bool
+        Whether a hard objective assigns approximately, while it misses no more than `max_miss` of the sampled rows.
+    max_miss : float
     device : torch.device
     """
 
@@ -131,6 +139,8 @@ class Setting:
     anneal: int = 0
     empty: str = "split"
     precision: str = "auto"
+    approximate: bool = False
+    max_miss: float = 0.01
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from raydkm.objectives.base import Objective, Setting, State, Terms
 from raydkm.ops import balance
+from raydkm.ops.approximate import EFFORTS, MISS_FIELDS, approximate_statistics
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.health import duplicates
 from raydkm.ops.scores import Scores
@@ -49,7 +50,11 @@ class DistanceObjective(Objective):
         return State.at(prototypes)
 
     def fields(self, state: State) -> tuple[Field, ...]:
-        return self._fields
+        return (*self._fields, *MISS_FIELDS) if self.approximates(state) else self._fields
+
+    def approximates(self, state: State) -> bool:
+        """Whether the next assignment is approximate."""
+        return self.setting.approximate and state.effort < len(EFFORTS)
 
     def scores(self, state: State) -> Scores:
         temperature = self.temperature_at(state.step)
@@ -57,6 +62,9 @@ class DistanceObjective(Objective):
 
     def e_step(self, state: State) -> Local:
         frame = self.setting.frame
+        if self.approximates(state):
+            part, rows = EFFORTS[state.effort], self.setting.moments.rows
+            return approximate_statistics(self.scores(state), frame, part, rows, screen=self.screen)
         if self.hard:
             return hard_statistics(self.scores(state), frame, precision=self.setting.precision)
         return soft_statistics(self.scores(state), frame, low_precision_sums=self.setting.precision == "bf16")
@@ -84,10 +92,13 @@ class DistanceObjective(Objective):
                 prototypes = state.prototypes
                 within += float(counts @ (prototypes - means).square().sum(1))
         shift = torch.linalg.vector_norm(prototypes - state.prototypes).item()
+        missed = float(statistics["missed"] / statistics["sampled"]) if self.approximates(state) else None
+        effort = state.effort + (missed is not None and missed > setting.max_miss)
 
         distortion = max(0.0, within) / moments.weight
         temperature = self.temperature_at(state.step)
         objective = self.loss(distortion, entropy, self.balance.term(counts), temperature)
+        settled = self._settled(state, objective, residual, shift=shift**2 <= setting.tol * moments.column_variance)
         terms = Terms(
             objective=objective,
             distortion=distortion,
@@ -102,10 +113,12 @@ class DistanceObjective(Objective):
             largest=float(counts.max()),
             relocated=0 if setting.empty == "keep" else len(empty),
             duplicates=duplicates(prototypes, math.sqrt(moments.column_variance * means.shape[1])),
-            settled=self._settled(state, objective, residual, shift=shift**2 <= setting.tol * moments.column_variance),
+            settled=settled if effort == state.effort else None,
+            effort=None if missed is None else state.effort,
+            miss_rate=missed,
         )
         shares = counts / moments.weight
-        return State(state.step + 1, prototypes, state.bias, log_s, shares, objective), terms
+        return State(state.step + 1, prototypes, state.bias, log_s, shares, objective, effort), terms
 
     def _relocation(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Empty clusters, and for each in turn the next largest cluster, beside whose prototype it is placed.

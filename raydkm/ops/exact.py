@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from threading import Lock
 
 import numpy as np
 import torch
@@ -70,6 +71,8 @@ class Field:
 class Statistics:
     """A monoid of named exact sums over one flat int64 buffer, which is all that workers exchange.
 
+    Several threads may add to one.
+
     Parameters
     ----------
     fields : tuple of Field
@@ -83,6 +86,7 @@ class Statistics:
         size = sum(prod(field.shape) for field in fields)
         self.buffer = torch.zeros(size, dtype=torch.int64, device=device) if buffer is None else buffer
         self._parts: dict[str, tuple[Tensor, Grid]] = {}
+        self._lock = Lock()
         start = 0
         for field in fields:
             stop = start + prod(field.shape)
@@ -92,19 +96,28 @@ class Statistics:
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(self.fields, self.buffer + other.buffer)
 
+    def __iadd__(self, other: Statistics) -> Statistics:
+        self.buffer += other.buffer
+        return self
+
     def add(self, name: str, x: Tensor | float) -> None:
         """Round `x` to the field's grid and add it in place."""
         part, grid = self._parts[name]
         x = x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
-        part += grid.units(x.to(part.device))
+        units = grid.units(x.to(part.device))
+        with self._lock:
+            part += units
 
     def add_rows(self, name: str, index: Tensor, x: Tensor) -> None:
         """Round every row of `x` (n, d) and add it to row ``index[i]`` of the field (K, d), in place."""
         part, grid = self._parts[name]
         if part.device.type == "cpu" and x.dim() == 2:
-            add_rows(part.numpy(), index.numpy(), x.contiguous().numpy(), grid.scale.expand(x.shape[1]).numpy())
-        else:
-            part.index_add_(0, index.to(part.device), grid.units(x.to(part.device)))
+            with self._lock:
+                add_rows(part.numpy(), index.numpy(), x.contiguous().numpy(), grid.scale.expand(x.shape[1]).numpy())
+            return
+        index, units = index.to(part.device), grid.units(x.to(part.device))
+        with self._lock:
+            part.index_add_(0, index, units)
 
     def __getitem__(self, name: str) -> Tensor:
         """The value of a sum, float64."""
