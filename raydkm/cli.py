@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from raydkm.config import FitConfig, FitRunConfig, RunConfig, read_yaml
+from raydkm.config import AssignConfig, FitConfig, FitRunConfig, read_yaml
 from raydkm.errors import RaydkmError
 
 app = typer.Typer(
@@ -105,7 +105,7 @@ def fit(
 
 
 @app.command(no_args_is_help=True)
-@with_options_of(RunConfig)
+@with_options_of(AssignConfig)
 def assign(
     *,
     model: ModelPath,

@@ -1,8 +1,8 @@
 """Every parameter of a fit, declared, documented and validated once.
 
 The CLI's options, the YAML keys, the keyword arguments of :func:`raydkm.fit` and ``model.json`` all
-derive from the two models below: `FitConfig` holds what determines the result, `RunConfig` what only
-determines where and how fast it is computed.
+derive from the models below: `FitConfig` holds what determines the result, `RunConfig` what only
+determines where and how fast it is computed, `AssignConfig` what an assignment needs besides.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class FitConfig(_Frozen):
 
     assignment: Literal["auto", "exact", "approximate"] = Field(
         "auto",
-        description="Labels of kmeans in its steps: exact; approximate: the best of the most promising prototypes, without "
-        "balance; auto: approximate from 50,000 clusters on, on a CPU and without balance. Those of the end are exact.",
+        description="Labels of kmeans in its steps: exact; approximate: the best of the most promising prototypes, "
+        "without balance; auto: approximate from 50,000 clusters on, on a CPU and without balance. The last are exact.",
     )
     max_miss: float = Field(
         0.01,
@@ -288,6 +288,23 @@ class RunConfig(_Frozen):
         ):
             raise ValueError("must be a positive number of workers, or MIN:MAX with MIN up to MAX")
         return value if value is None else numbers[0] if len(numbers) == 1 else tuple(numbers)
+
+
+class AssignConfig(RunConfig):
+    """Where an assignment is computed, and how the best prototypes are found."""
+
+    index: Literal["auto", "flat", "ivf", "hnsw"] = Field(
+        "auto",
+        description="FAISS index of a hard model's prototypes: flat (all are compared), ivf, hnsw, or auto: flat below "
+        "16,384 clusters, else the cheapest that reaches the recall. Of soft models all are compared.",
+    )
+    recall: float = Field(
+        0.999,
+        gt=0,
+        le=1,
+        description="Share of the rows, measured on the first ones, whose best prototype ivf or hnsw has to find; else "
+        "the index is flat.",
+    )
 
 
 class FitRunConfig(RunConfig):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from raydkm.data.source import as_tensor
 from raydkm.errors import ConfigError, EngineError, InputError
 from raydkm.model import Model
 from raydkm.ops.batch import SOFT_TILE, Batch
-from raydkm.ops.nearest import NearestPrototypes
+from raydkm.ops.nearest import SAMPLE_ROWS, Choice, NearestPrototypes
 from raydkm.ops.soft import SoftAssignment
 
 #: Rows of an output row group.
@@ -51,21 +52,50 @@ class Assignment:
 
 
 class Assigner:
-    """A model with its FAISS index, ready for any number of rows."""
+    """A model with its FAISS index, ready for any number of rows.
 
-    def __init__(self, model: Model, *, threads: int, top: int = 1):
+    Parameters
+    ----------
+    model : Model
+    threads : int
+    top : int
+        Clusters that are found for each row.
+    index, recall
+        As in `NearestPrototypes`; of a soft model always flat.
+    sample : ndarray (n, d), optional
+        Rows to choose the index with.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        threads: int,
+        top: int = 1,
+        index: str = "flat",
+        recall: float = 1.0,
+        sample: NDArray | None = None,
+    ):
         if not 1 <= top <= model.clusters:
             raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
         self.model = model
         self._top = top
         self._frame = model.frame()
         self._scores = model.scores()
-        self._index = NearestPrototypes(self._scores, threads)
+        z = None if sample is None else self._frame(as_tensor(sample))
+        index = index if model.hard else "flat"
+        self._index = NearestPrototypes(self._scores, threads, index=index, recall=recall, sample=z)
         self._soft = None if model.hard else SoftAssignment(self._scores)
+        self._columns = top if model.hard else len(self._scores)
+
+    @property
+    def choice(self) -> Choice:
+        """What index was chosen, and why."""
+        return self._index.choice
 
     def __call__(self, rows: NDArray) -> Assignment:
         """Assign rows (n, d) of any numeric dtype, which must be finite."""
-        tiles = Batch(0, as_tensor(rows), None).tiles(self._frame, len(self._scores), SOFT_TILE)
+        tiles = Batch(0, as_tensor(rows), None).tiles(self._frame, self._columns, SOFT_TILE)
         parts = [self._tile(z) for _, z in tiles]
         return Assignment(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
@@ -96,12 +126,17 @@ class AssignTask:
         Also write the lists of the `top` best clusters and their posteriors.
     out : str
         Existing directory.
+    index, recall, sample
+        As in `Assigner`.
     """
 
     table: ParquetTable
     keep: tuple[str, ...]
     top: int | None
     out: str
+    index: str = "auto"
+    recall: float = 0.999
+    sample: NDArray | None = None
 
     def __post_init__(self) -> None:
         written = {"cluster", "distance", "posterior", "entropy", "top_clusters", "top_posteriors"}
@@ -127,12 +162,25 @@ class AssignTask:
                 )
 
 
+def assigner_of(model: Model, task: AssignTask, threads: int) -> Assigner:
+    """The assigner of a run, which is the same wherever it is made."""
+    return Assigner(model, threads=threads, top=task.top or 1, index=task.index, recall=task.recall, sample=task.sample)
+
+
+def first_rows(table: ParquetTable) -> NDArray:
+    """Up to `SAMPLE_ROWS` rows of a table that has some: the first of its first file that is not empty."""
+    columns = Columns(table.columns.features)
+    source = next(path for path, rows in zip(table.files, table.counts, strict=True) if rows)
+    batch = next(batch for batch in scan_file(source, list(columns.needed)) if len(batch))
+    return columns.extract(batch.slice(0, SAMPLE_ROWS), source, 0, unit=table.unit).rows
+
+
 def assign_file(assigner: Assigner, task: AssignTask, source: str, target: str) -> NDArray[np.int64]:
     """Assign one file; return the number of rows of each cluster."""
     counts = np.zeros(assigner.model.clusters, dtype=np.int64)
     columns = Columns(task.table.columns.features)
     needed = list(dict.fromkeys([*columns.needed, *task.keep]))
-    schema = _schema(task.table.schema(source), task, assigner.model)
+    schema = _schema(task.table.schema(source), task, assigner)
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     partial = f"{target}.partial"
     with pq.ParquetWriter(partial, schema) as writer:
@@ -169,7 +217,7 @@ def _assigned(
         yield pa.Table.from_arrays([*(batch[name] for name in task.keep), *made], schema=schema)
 
 
-def _schema(source: pa.Schema, task: AssignTask, model: Model) -> pa.Schema:
+def _schema(source: pa.Schema, task: AssignTask, assigner: Assigner) -> pa.Schema:
     fields = [source.field(name) for name in task.keep]
     fields += [
         pa.field("cluster", pa.int32(), nullable=False),
@@ -182,7 +230,13 @@ def _schema(source: pa.Schema, task: AssignTask, model: Model) -> pa.Schema:
             pa.field("top_clusters", pa.list_(pa.int32(), task.top)),
             pa.field("top_posteriors", pa.list_(pa.float32(), task.top)),
         ]
-    return pa.schema(fields, metadata={"raydkm.model": model.checksum(), "raydkm.objective": model.config.objective})
+    model = assigner.model
+    metadata = {
+        "raydkm.model": model.checksum(),
+        "raydkm.objective": model.config.objective,
+        "raydkm.index": json.dumps(asdict(assigner.choice)),
+    }
+    return pa.schema(fields, metadata=metadata)
 
 
 def _regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -82,7 +82,8 @@ class Passes:
             What any worker raised.
         """
 
-        sums = [Statistics(fields, device=self.device) for _ in range(copies_of_sums(fields, self.threads))]
+        size = 8 * sum(prod(field.shape) for field in fields)
+        sums = [Statistics(fields, device=self.device) for _ in range(copies_of_sums(size, self.threads))]
         next_of_sums = cycle(sums)
 
         def share(batches: Iterator[Batch]) -> None:
@@ -130,9 +131,8 @@ class Passes:
                 batches.close()
 
 
-def copies_of_sums(fields: tuple[Field, ...], threads: int) -> int:
-    """How many copies of these sums a worker's threads add to; a shared one costs a thread the wait for its lock."""
-    size = 8 * sum(prod(field.shape) for field in fields)
+def copies_of_sums(size: int, threads: int) -> int:
+    """How many copies of sums of `size` bytes a worker's threads add to; one that is shared has to be waited for."""
     return min(threads, max(1, SUMS_BYTES // size))
 
 

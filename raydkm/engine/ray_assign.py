@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from raydkm.config import RunConfig
-from raydkm.engine.assign import Assigner, AssignTask, assign_file
+from raydkm.engine.assign import AssignTask, assign_file, assigner_of
 from raydkm.engine.ray_train import connect, cpus_each, cpus_of_nodes
 from raydkm.errors import InputError, RaydkmError
 from raydkm.model import Model
@@ -20,7 +22,7 @@ from raydkm.model import Model
 class _FileAssigner:
     def __init__(self, model: Model, task: AssignTask, threads: int):
         torch.set_num_threads(threads)
-        self._assigner = Assigner(model, threads=threads, top=task.top or 1)
+        self._assigner = assigner_of(model, task, threads)
         self._task = task
 
     def __call__(self, files: dict[str, NDArray]) -> dict[str, Any]:
@@ -29,11 +31,11 @@ class _FileAssigner:
             counts, refusal = assign_file(self._assigner, self._task, str(source), str(target)), ""
         except RaydkmError as error:  # raised by the driver: one sentence instead of a task's traceback
             counts, refusal = np.zeros(self._assigner.model.clusters, dtype=np.int64), str(error)
-        return {"counts": counts[None], "refusal": [refusal]}
+        return {"counts": counts[None], "refusal": [refusal], "index": [json.dumps(asdict(self._assigner.choice))]}
 
 
-def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> NDArray[np.int64]:
-    """Assign all files of `task`; return the number of rows of each cluster."""
+def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """Assign all files of `task`; return the number of rows of each cluster, and the index that was chosen."""
     connect()
     files = [{"source": s, "target": t} for s, t in zip(task.table.files, task.outputs(), strict=True)]
     workers = run.workers or len(cpus_of_nodes())
@@ -54,4 +56,4 @@ def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> NDArray[np.
     for result in results:
         if result["refusal"]:
             raise InputError(result["refusal"])
-    return np.sum([result["counts"] for result in results], axis=0)
+    return np.sum([result["counts"] for result in results], axis=0), json.loads(results[0]["index"])

@@ -73,7 +73,7 @@ class DistanceObjective(Objective):
         setting, moments = self.setting, self.setting.moments
         counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
         alive = counts > 0
-        means = sums / counts.where(alive, torch.ones_like(counts))[:, None]
+        means = sums.div_(counts.where(alive, torch.ones_like(counts))[:, None])
         within = moments.square - float(counts @ means.square().sum(1))
         entropy = float(statistics["entropy"]) / moments.weight
         empty, donors = self._relocation(counts)

@@ -3,19 +3,68 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from raydkm.errors import ConfigError
+from raydkm.ops.approximate import cells
 from raydkm.ops.scores import Scores
+
+INDEXES = ("auto", "flat", "ivf", "hnsw")
+
+#: With fewer prototypes than this, auto is flat without a look at the others.
+FEW_FOR_AN_INDEX = 16_384
+
+#: Time of a distance, as a multiple of one in the matrix products of a flat index. The choice follows from these and
+#: from how many distances are computed, never from a clock, so that all workers choose alike.
+COST = {"flat": 1.0, "ivf": 4.0, "hnsw": 10.0}
+
+#: Lists probed, and candidates kept, from few to many.
+IVF_EFFORTS = (4, 8, 16, 32, 64, 128)
+HNSW_EFFORTS = (16, 32, 64, 128, 256, 512)
+HNSW_LINKS = 32
+
+#: Rows that recall is measured on.
+SAMPLE_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What index was chosen, and why.
+
+    Parameters
+    ----------
+    index : {"flat", "ivf", "hnsw"}
+    effort : int
+        Lists probed (ivf) or candidates kept (hnsw); 0 of flat.
+    recall : float
+        Share of the sampled rows whose best prototype it finds.
+    cost : float
+        Of a search, as a part of that of flat.
+    """
+
+    index: str
+    effort: int
+    recall: float
+    cost: float
+
+
+FLAT = Choice("flat", 0, 1.0, 1.0)
 
 
 class NearestPrototypes:
-    """An index of the prototypes in which score_ik = [z_i, 1] . [theta_k, b_k] is an inner product.
+    """An index of the prototypes in which the best score_ik = z_i . theta_k + b_k is found.
 
-    With equal scalings the largest inner product is the nearest prototype; with balance, the best after scaling.
+    With equal scalings that is the nearest prototype; with balance, the best after scaling. A flat index has the inner
+    products [z, 1] . [theta, b]. The others search by distance: with a coordinate e_k more, of which
+    e_k^2 = C - ||theta_k||^2 - 2 b_k >= 0, the nearest [theta_k, e_k] to [z, 0] has the highest score.
 
     Parameters
     ----------
@@ -23,24 +72,132 @@ class NearestPrototypes:
         On the CPU.
     threads : int
         Of each search.
+    index : {"auto", "flat", "ivf", "hnsw"}
+        auto: flat for few prototypes, else the cheapest that reaches `recall`.
+    recall : float in (0, 1]
+        Share of the sampled rows whose best prototype is to be found. Where no effort reaches it, flat is taken.
+    sample : Tensor (n, d), optional
+        Rows in the frame to measure recall on; by default prototypes, moved half way to another one.
+
+    Attributes
+    ----------
+    choice : Choice
     """
 
-    def __init__(self, scores: Scores, threads: int):
+    def __init__(
+        self, scores: Scores, threads: int, *, index: str = "auto", recall: float = 0.999, sample: Tensor | None = None
+    ):
+        check_index(index, recall)
         if importlib.util.find_spec("faiss") is None:
             raise ConfigError("assignment needs FAISS: install raydkm[cpu] or raydkm[gpu]")
         import faiss
 
-        self._faiss = faiss
+        self._faiss: Any = faiss
         self._threads = threads
-        self._index = faiss.IndexFlatIP(scores.prototypes.shape[1] + 1)
-        self._index.add(torch.cat((scores.prototypes, scores.bias[:, None]), dim=1).numpy())
+        self._scores = scores
+        self._vectors, kinds = _augmented(scores), [index]
+        if index == "auto":
+            kinds = ["ivf", "hnsw"] if len(scores) >= FEW_FOR_AN_INDEX else []
+        sample = _between(scores.prototypes) if sample is None else sample[:SAMPLE_ROWS].to(torch.float32)
+        measured = {kind: self._measured(kind, sample, recall) for kind in kinds if kind != "flat"}
+        good = [found for found in measured.values() if found[0].recall >= recall]
+        if index == "auto":
+            good = [found for found in good if found[0].cost < FLAT.cost]
+        self.choice, self._index = min(good, key=lambda found: found[0].cost) if good else (FLAT, self._flat())
+        self.measured = tuple(choice for choice, _ in measured.values())
 
     def __call__(self, z: Tensor, count: int) -> Tensor:
         """Numbers (n, count) int64 of the prototypes with the highest scores, best first, of z (n, d) float32."""
+        flat = self.choice.index == "flat"
+        found = self._search(self._index, z, count, last=1.0 if flat else 0.0)
+        if flat or count == 1:
+            return found
+        scores = (z[:, None] * self._scores.prototypes[found]).sum(2) + self._scores.bias[found]
+        scores[found < 0] = -torch.inf
+        found = found.gather(1, scores.argsort(dim=1, descending=True, stable=True))
+        short = (found < 0).any(1)  # too few prototypes in the lists that were probed
+        if bool(short.any()):
+            found[short] = self._scores(z[short]).topk(count, dim=1).indices
+        return found
+
+    def _search(self, index: Any, z: Tensor, count: int, *, last: float) -> Tensor:
+        with self._using(self._threads):
+            _, found = index.search(torch.nn.functional.pad(z, (0, 1), value=last).numpy(), count)
+        return torch.from_numpy(np.ascontiguousarray(found, dtype=np.int64))
+
+    def _measured(self, kind: str, sample: Tensor, recall: float) -> tuple[Choice, Any]:
+        """The index of a kind at the least effort that reaches `recall` on the sample, else at its greatest."""
+        index, statistics = self._ivf() if kind == "ivf" else self._hnsw()
+        exact = torch.cat([self._scores(part).argmax(1) for part in sample.split(256)])
+        for effort in IVF_EFFORTS if kind == "ivf" else HNSW_EFFORTS:
+            if kind == "ivf":
+                index.nprobe = effort
+            else:
+                index.hnsw.efSearch = effort
+            statistics.reset()
+            found = self._search(index, sample, 1, last=0.0)[:, 0]
+            distances = statistics.ndis / len(sample) + (index.nlist if kind == "ivf" else 0)
+            reached = float((found == exact).double().mean())
+            choice = Choice(kind, effort, reached, COST[kind] * distances / len(self._scores))
+            if reached >= recall:
+                break
+        return choice, index
+
+    def _flat(self) -> Any:
+        index = self._faiss.IndexFlatIP(self._scores.prototypes.shape[1] + 1)
+        index.add(torch.cat((self._scores.prototypes, self._scores.bias[:, None]), dim=1).numpy())
+        return self._on_gpu(index)
+
+    def _ivf(self) -> tuple[Any, Any]:
+        with self._using(1):  # the same lists everywhere
+            centres, _ = cells(self._vectors, min(len(self._vectors), 2 * isqrt(len(self._vectors))))
+            dim = self._vectors.shape[1]
+            quantizer = self._faiss.IndexFlatL2(dim)
+            quantizer.add(centres.numpy())
+            index = self._faiss.IndexIVFFlat(quantizer, dim, len(centres), self._faiss.METRIC_L2)
+            index.add(self._vectors.numpy())
+        return index, self._faiss.cvar.indexIVF_stats
+
+    def _hnsw(self) -> tuple[Any, Any]:
+        index = self._faiss.IndexHNSWFlat(self._vectors.shape[1], HNSW_LINKS)
+        with self._using(1):  # the same graph everywhere
+            index.add(self._vectors.numpy())
+        return index, self._faiss.cvar.hnsw_stats
+
+    def _on_gpu(self, index: Any) -> Any:
+        """The flat index on a GPU, where this FAISS has one."""
+        if not hasattr(self._faiss, "StandardGpuResources") or self._faiss.get_num_gpus() == 0:
+            return index
+        return self._faiss.index_cpu_to_gpu(self._faiss.StandardGpuResources(), 0, index)
+
+    @contextmanager
+    def _using(self, threads: int) -> Iterator[None]:
         before = torch.get_num_threads()
-        self._faiss.omp_set_num_threads(self._threads)
+        torch.set_num_threads(threads)
+        self._faiss.omp_set_num_threads(threads)
         try:
-            _, found = self._index.search(torch.nn.functional.pad(z, (0, 1), value=1.0).numpy(), count)
+            yield
         finally:
             torch.set_num_threads(before)  # FAISS and torch may share one OpenMP runtime
-        return torch.from_numpy(np.ascontiguousarray(found, dtype=np.int64))
+
+
+def check_index(index: str, recall: float) -> None:
+    """Refuse, with a `ConfigError`, an index or a recall that there is not."""
+    if index not in INDEXES:
+        raise ConfigError(f"index {index!r}: must be one of {', '.join(INDEXES)}")
+    if not 0 < recall <= 1:
+        raise ConfigError(f"recall {recall:g}: must be above 0 and at most 1")
+
+
+def _augmented(scores: Scores) -> Tensor:
+    """[theta_k, e_k] (K, d + 1) float32, see `NearestPrototypes`."""
+    theta = scores.prototypes.double()
+    square = -theta.square().sum(1) - 2 * scores.bias.double()
+    return torch.cat((theta, (square - square.min()).sqrt()[:, None]), dim=1).float()
+
+
+def _between(prototypes: Tensor) -> Tensor:
+    """Points half way between some prototypes and others, as rows to measure with where there are none."""
+    count = min(SAMPLE_ROWS, len(prototypes))
+    some = torch.arange(count) * len(prototypes) // count
+    return (prototypes[some] + prototypes[(some + 1) % len(prototypes)]) / 2

@@ -12,7 +12,7 @@ import typer
 
 import raydkm
 from raydkm.cli import app, main
-from raydkm.config import FitConfig, FitRunConfig, RunConfig
+from raydkm.config import AssignConfig, FitConfig, FitRunConfig
 
 GOOD = [[float(i), float(i * i % 7)] for i in range(12)]
 
@@ -62,7 +62,7 @@ def test_fit_has_an_option_for_every_parameter() -> None:
 
 
 def test_assign_has_an_option_for_every_parameter_of_a_run() -> None:
-    declared = {f"--{name.replace('_', '-')}" for name in RunConfig.model_fields}
+    declared = {f"--{name.replace('_', '-')}" for name in AssignConfig.model_fields}
     own = {"--out", "--top", "--keep", "--column", "--reading", "--overwrite", "--json"}
     assert options_of("assign") == declared | own
 
