@@ -16,6 +16,7 @@ from raydkm.data.parquet import ParquetTable
 from raydkm.data.storage import locate, retried
 from raydkm.data.tiers import Tiers, disk_left, gib, size_of
 from raydkm.engine.comm import Comm, ProcessGroup, gathered
+from raydkm.engine.passes import copies_of_sums
 from raydkm.engine.seed_all import BYTES_A_ROW
 from raydkm.engine.start import seed_rows
 from raydkm.engine.where import available_memory
@@ -29,6 +30,9 @@ PACKAGES = ("raydkm", "torch", "numpy", "pyarrow")
 
 #: Of the sample, while workers exchange theirs: sent, received, joined, and sorted.
 COPIES_OF_SAMPLE = 4
+
+#: Of the prototypes, in float64: before and after a step, means, temporaries of the update, and those of the products.
+COPIES_OF_PROTOTYPES = 6
 
 
 def check_workers(comm: ProcessGroup) -> None:
@@ -87,8 +91,10 @@ def check_room(
         memory = available_memory() // neighbours
         row = table.dim * table.dtype.itemsize
         sample = seed_rows(config, table.rows)
+        sums = 8 * config.clusters * (table.dim + 1)
         needs = {
-            f"the sums of {config.clusters} clusters take": 8 * config.clusters * (table.dim + 1) * (threads + 1),
+            f"the sums of {config.clusters} clusters take": sums
+            * (copies_of_sums(sums, threads) + COPIES_OF_PROTOTYPES),
             f"the seeding sample of {sample} rows takes": Smallest.nbytes(min(sample, rows), row)
             + 4 * table.dim * sample,
             "seeding on all rows takes": BYTES_A_ROW * rows * (config.seed_rows == "all"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,27 @@ def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(model, digit
     raydkm.assign(model, digits, out=tmp_path / "out", overwrite=True)
     assert written(tmp_path / "out") == written(digits)
     assert "top_clusters" not in pq.read_schema(tmp_path / "out" / first.name).names
+
+
+# The index
+
+
+def test_the_index_that_was_chosen_is_told_and_recorded(digits: Path, tmp_path: Path, caplog) -> None:
+    hard = raydkm.fit(digits, column="pixels", clusters=300, objective="kmeans", n_init=1, max_steps=3)
+    flat = raydkm.assign(hard, digits, out=tmp_path / "flat")
+    assert flat["index"] == {"index": "flat", "effort": 0, "recall": 1.0, "cost": 1.0}
+    found = raydkm.assign(hard, digits, out=tmp_path / "ivf", index="ivf", recall=0.95, top=2)
+    assert found["index"]["index"] == "ivf"
+    assert found["index"]["recall"] >= 0.95
+    metadata = pq.read_schema(next((tmp_path / "ivf").rglob("*.parquet"))).metadata
+    assert json.loads(metadata[b"raydkm.index"]) == found["index"]
+    one, other = (pq.read_table(tmp_path / name)["cluster"].to_numpy() for name in ("flat", "ivf"))
+    assert np.mean(one == other) > 0.9
+
+
+def test_an_index_that_cannot_be_asked_for_is_refused(model, digits: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="index ivf: a soft model compares all prototypes"):
+        raydkm.assign(model, digits, out=tmp_path / "out", index="ivf")
+    with pytest.raises(ConfigError, match="recall"):
+        raydkm.assign(model, digits, out=tmp_path / "out", recall=2)
+    assert not (tmp_path / "out").exists()

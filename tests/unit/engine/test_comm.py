@@ -84,6 +84,7 @@ def fit_part(comm: Comm, table: ParquetTable, cuts: list[int], cache: str, **opt
     return fit_rows(source, comm, config, threads=1, device=CPU).state.prototypes
 
 
+APPROXIMATE = {"clusters": 60, "max_steps": 5, "objective": "kmeans", "assignment": "approximate", "max_miss": 0}
 LOGISTIC = {"clusters": 4, "max_steps": 5, "objective": "mi"}
 
 
@@ -99,6 +100,7 @@ def fit_three_ways(comm: ProcessGroup, place: Path) -> list[Any]:
     found.append(fit_part(comm, good, [0, 2 * BATCH_ROWS, rows, rows], "disk", clusters=4, max_steps=3))
     found.append(fit_part(comm, good, [0, rows, rows, rows], "host", clusters=4, max_steps=3, seed_rows=rows))
     found.append(fit_part(comm, good, [0, BATCH_ROWS, 3 * BATCH_ROWS, rows], "host", **LOGISTIC))
+    found.append(fit_part(comm, good, [0, BATCH_ROWS, 3 * BATCH_ROWS, rows], "host", **APPROXIMATE))
     with pytest.raises(InputError) as refusal:
         fit_part(comm, bad, [0, BATCH_ROWS, 2 * BATCH_ROWS, rows], "stream", clusters=4)
     return [*found, str(refusal.value)]
@@ -119,6 +121,7 @@ def test_three_processes_fit_what_one_fits_and_refuse_what_one_refuses(tmp_path:
         fit_part(Solo(), table, [0, table.rows], "host", clusters=4, max_steps=3),
         fit_part(Solo(), table, [0, table.rows], "host", clusters=4, max_steps=3, seed_rows=table.rows),
         fit_part(Solo(), table, [0, table.rows], "host", **LOGISTIC),
+        fit_part(Solo(), table, [0, table.rows], "host", **APPROXIMATE),
     ]
     for rank in range(WORLD):
         *prototypes, refusal = answers[rank]
