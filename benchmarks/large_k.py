@@ -81,15 +81,11 @@ def searches(prototypes: np.ndarray, queries: np.ndarray) -> None:
         labels = torch.cat([search(part) for part in z.split(rows)])
         return built, labels, (time.perf_counter() - began) / len(z) * 1e6
 
-    def exact(screen: bool) -> Callable[[], Callable[[torch.Tensor], torch.Tensor]]:
-        return lambda: HardAssignment(scores, screen=screen)
-
     def ivf(lists: int, probes: int) -> Callable[[torch.Tensor], torch.Tensor]:
         centres, _ = cells(theta, lists)
         quantizer = faiss.IndexFlatL2(dim)
         quantizer.add(centres.numpy())
         index = faiss.IndexIVFFlat(quantizer, dim, len(centres), faiss.METRIC_L2)
-        index.quantizer_kept = quantizer
         index.add(prototypes)
         index.nprobe = probes
         return lambda part: torch.from_numpy(index.search(part.numpy(), 1)[1][:, 0])
@@ -100,7 +96,7 @@ def searches(prototypes: np.ndarray, queries: np.ndarray) -> None:
         index.hnsw.efSearch = kept
         return lambda part: torch.from_numpy(index.search(part.numpy(), 1)[1][:, 0])
 
-    ways: dict[str, tuple[Callable, int]] = {"exact, float32": (exact(False), 128)}
+    ways: dict[str, tuple[Callable, int]] = {"exact, float32": (lambda: HardAssignment(scores, screen=False), 128)}
     ways |= {
         f"raydkm, {part:g} of the cells": (lambda part=part: CellAssignment(scores, part), 4096) for part in EFFORTS
     }
