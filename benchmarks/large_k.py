@@ -96,7 +96,10 @@ def searches(prototypes: np.ndarray, queries: np.ndarray) -> None:
         index.hnsw.efSearch = kept
         return lambda part: torch.from_numpy(index.search(part.numpy(), 1)[1][:, 0])
 
-    ways: dict[str, tuple[Callable, int]] = {"exact, float32": (lambda: HardAssignment(scores, screen=False), 128)}
+    ways: dict[str, tuple[Callable, int]] = {
+        f"exact, {precision}": (lambda precision=precision: HardAssignment(scores, precision), 128)
+        for precision in ("fp32", "int8")
+    }
     ways |= {
         f"raydkm, {part:g} of the cells": (lambda part=part: CellAssignment(scores, part), 4096) for part in EFFORTS
     }

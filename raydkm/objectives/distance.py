@@ -64,7 +64,7 @@ class DistanceObjective(Objective):
         frame = self.setting.frame
         if self.approximates(state):
             part, rows = EFFORTS[state.effort], self.setting.moments.rows
-            return approximate_statistics(self.scores(state), frame, part, rows, screen=self.screen)
+            return approximate_statistics(self.scores(state), frame, part, rows, precision=self.setting.precision)
         if self.hard:
             return hard_statistics(self.scores(state), frame, precision=self.setting.precision)
         return soft_statistics(self.scores(state), frame, low_precision_sums=self.setting.precision == "bf16")

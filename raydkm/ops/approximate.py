@@ -104,7 +104,7 @@ def cells(prototypes: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return centres[used], cell
 
 
-def approximate_statistics(scores: Scores, frame: Frame, part: float, rows: int, *, screen: bool) -> Local:
+def approximate_statistics(scores: Scores, frame: Frame, part: float, rows: int, *, precision: str) -> Local:
     """As `hard_statistics`, with approximate labels, and how many of the sampled rows have another label than exact.
 
     Parameters
@@ -113,10 +113,10 @@ def approximate_statistics(scores: Scores, frame: Frame, part: float, rows: int,
         As in `CellAssignment`.
     rows : int
         Of all workers, from which the number of sampled ones follows.
-    screen : bool
+    precision : str
         Of the exact assignment of sampled rows, as in `HardAssignment`.
     """
-    assign, exact = CellAssignment(scores, part), HardAssignment(scores, screen=screen)
+    assign, exact = CellAssignment(scores, part), HardAssignment(scores, precision)
     every = BATCH_ROWS // min(MOST_OF_A_BATCH, max(1, SAMPLED_ROWS * BATCH_ROWS // rows))
 
     def local(batch: Batch, into: Statistics) -> None:

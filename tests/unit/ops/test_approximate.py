@@ -26,7 +26,7 @@ def scores_of(prototypes: np.ndarray, dtype: torch.dtype = torch.float32) -> Sco
 
 
 def exactly(scores: Scores, z: Tensor) -> Tensor:
-    return HardAssignment(scores, screen=False)(z)
+    return HardAssignment(scores, "fp32")(z)
 
 
 @pytest.mark.parametrize("clusters", [1, 2, 3, 50, 700])
@@ -80,7 +80,7 @@ def test_misses_are_counted_on_evenly_spaced_rows_and_sums_are_of_the_labels(wei
     scores, frame = scores_of(rng.standard_normal((clusters, DIM))), Frame.identity("euclidean", DIM)
     bound = torch.from_numpy(np.abs(x).max(0)).double()
     into = Statistics((*cluster_fields(clusters, rows, 1.0, bound, hard=True), *MISS_FIELDS))
-    local, assign = approximate_statistics(scores, frame, part, rows, screen=False), CellAssignment(scores, part)
+    local, assign = approximate_statistics(scores, frame, part, rows, precision="fp32"), CellAssignment(scores, part)
     labels, missed = [], 0
     for batch in RowSource.from_array(x, weight).batches():
         local(batch, into)
@@ -103,7 +103,7 @@ def test_about_8192_rows_are_sampled_and_one_of_each_batch_at_the_least(rows: in
         (*cluster_fields(20, rows, 1.0, torch.full((DIM,), 9.0, dtype=torch.float64), hard=True), *MISS_FIELDS)
     )
     local = approximate_statistics(
-        scores_of(rng.standard_normal((20, DIM))), Frame.identity("euclidean", DIM), 1 / 4, rows, screen=False
+        scores_of(rng.standard_normal((20, DIM))), Frame.identity("euclidean", DIM), 1 / 4, rows, precision="fp32"
     )
     local(next(RowSource.from_array(rng.standard_normal((BATCH_ROWS, DIM))).batches()), into)
     assert abs(int(into["sampled"]) - sampled) <= 1
