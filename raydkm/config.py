@@ -108,8 +108,8 @@ class FitConfig(_Frozen):
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random draw.")
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
-        description="Matrix products: fp32; bf16 (hard steps: bf16 screening with an exact float32 recheck, same "
-        "labels; soft steps: bf16 prototype sums); auto: bf16 for hard steps where the processor has it, else fp32.",
+        description="Of matrix products. Hard assignments are screened in it and decided exactly, so that labels are "
+        "the same: fp32, bf16 or int8; auto: the fastest here. Soft steps are fp32, with bf16 their prototype sums are not.",
     )
 
     assignment: Literal["auto", "exact", "approximate"] = Field(

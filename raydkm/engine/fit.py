@@ -40,6 +40,9 @@ logger = logging.getLogger("raydkm")
 #: Where annealing begins, as a part of T_c: above it all prototypes coincide.
 HOT = 0.9
 
+#: The part of a column's variance in the sample that a single row may have.
+SINGLE_ROW = 0.25
+
 #: Passes at most, after the steps, in which scalings alone are swept where shares are to be held.
 FINAL_SWEEPS = 100
 
@@ -217,20 +220,25 @@ def _saved(checkpoints: CheckpointFile | None, comm: Comm) -> Checkpoint | None:
 
 
 def look_at(passes: Passes, config: FitConfig) -> tuple[Survey, Frame]:
-    """The survey of the rows, and the frame whose origin is the mean of its sample; raise `InputError` if unusable."""
+    """The survey of the rows, and the frame whose origin lies amid its sample; raise `InputError` if unusable."""
     look = survey(passes, config.metric, seed_rows(config, passes.source.total), config.seed)
     if config.clusters > look.counted:
         counted = "rows" if look.counted == look.extent.rows else "rows of positive weight"
         raise InputError(f"{config.clusters} clusters but only {look.counted} {counted}; ask for fewer clusters")
-    frame = _frame_at_sample_mean(look, config.metric)
+    frame = _frame_amid_sample(look, config.metric)
     _check_scale(look.extent, frame)
     return look, frame
 
 
-def _frame_at_sample_mean(look: Survey, metric: str) -> Frame:
+def _frame_amid_sample(look: Survey, metric: str) -> Frame:
+    """The frame at the sample's mean; at its median, where single rows draw the mean away from all others."""
     frame = Frame.identity(metric, look.sample_rows.shape[1])
     sample = frame.normalise(look.sample_rows).double()
-    return frame.centred_at(sample.T.mv(look.sample_weight) / look.sample_weight.sum())
+    mean = sample.T.mv(look.sample_weight) / look.sample_weight.sum()
+    squares = (sample - mean).square_()
+    if bool((squares.amax(0) > SINGLE_ROW * squares.sum(0)).any()):
+        return frame.centred_at(sample.median(0).values)
+    return frame.centred_at(mean)
 
 
 def _check_scale(extent: Extent, frame: Frame) -> None:

@@ -4,7 +4,7 @@ A screen (`raydkm.ops.screen`) gives approximate scores and their largest error.
 are the candidates of a row; where there are several, their scores are computed again in float32, and those that this
 does not tell apart in float64. So labels do not depend on the precision of the screen, on the processor or on how a
 product is computed: a row's label is the first of the prototypes whose score in float64 is the highest, to within `TIE`
-of the scale of its scores.
+of the scale of that score.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from raydkm.ops.rates import fastest_screen
 from raydkm.ops.scores import Scores
 from raydkm.ops.screen import SCREENS, FullScreen, Int8Screen, Screen, Screened, rounding
 
-#: Scores nearer to each other than this, relative to the scale of a row's scores, tie.
-TIE = 2.0**-40
+#: Scores nearer to each other than this, relative to the scale of the highest, tie.
+TIE = 2.0**-44
 
 #: Scores that are computed again at a time.
 AT_ONCE = 2**20
@@ -62,9 +62,10 @@ class HardAssignment:
             z.numpy(),
             found.norm.numpy(),
             scores.prototypes.numpy(),
+            screen.size.numpy(),
             scores.bias.numpy(),
             rounding(screen),
-            (TIE * screen.norm, TIE * screen.bias),
+            TIE,
             labels.numpy(),
         )
         if candidates > len(z) * (4 + len(scores) / 32) and not isinstance(screen, FullScreen):
@@ -80,5 +81,6 @@ class HardAssignment:
         theta, bias = scores.prototypes.double(), scores.bias.double()
         for rows in unsure.split(max(1, AT_ONCE // len(bias))):
             value = torch.addmm(bias, z[rows].double(), theta.T)
-            least = value.amax(1).sub_(found.norm[rows].double(), alpha=TIE * screen.norm).sub_(TIE * screen.bias)
-            labels[rows] = (value >= least[:, None]).to(torch.uint8).argmax(1)
+            highest, which = value.max(1)
+            scale = found.norm[rows].double().mul_(screen.size[which]).add_(bias[which].abs())
+            labels[rows] = (value >= highest.sub_(scale, alpha=TIE)[:, None]).to(torch.uint8).argmax(1)

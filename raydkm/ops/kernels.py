@@ -62,19 +62,21 @@ def _exact_product(a, b):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _first_of_best(z, theta, bias, some, count, tie):  # type: ignore[no-untyped-def]
-    """The first of `some` prototypes whose float64 score is the highest, to within `tie`."""
-    best = LEAST
+def _first_of_best(z, norm, theta, size, bias, some, count, tie):  # type: ignore[no-untyped-def]
+    """The first of `some` prototypes whose float64 score is the highest, to within `tie` of that score's scale."""
+    best, scale = LEAST, 0.0
     for t in range(count):
-        best = max(best, _exact_product(z, theta[some[t]]) + bias[some[t]])
+        score = _exact_product(z, theta[some[t]]) + bias[some[t]]
+        if score > best:
+            best, scale = score, norm * size[some[t]] + abs(bias[some[t]])
     for t in range(count):
-        if _exact_product(z, theta[some[t]]) + bias[some[t]] >= best - tie:
+        if _exact_product(z, theta[some[t]]) + bias[some[t]] >= best - tie * scale:
             return some[t]
     return some[0]
 
 
 @_compiled
-def decide(approximate, offset, margin, z, norm, theta, bias, rounding, tie, labels):  # type: ignore[no-untyped-def]
+def decide(approximate, offset, margin, z, norm, theta, size, bias, rounding, tie, labels):  # type: ignore[no-untyped-def]
     """Write the label (n,) of each row: see `raydkm.ops.hard`; return how many candidates there were.
 
     Parameters
@@ -82,11 +84,12 @@ def decide(approximate, offset, margin, z, norm, theta, bias, rounding, tie, lab
     approximate, offset, margin : (n, columns), (columns,), (n,) of int32 or float32
         Scores without their biases, the biases, and what two sums of them may differ by in error.
     z, norm : (n, d), (n,)
-    theta, bias : (K, d), (K,) of float32
+    theta, size, bias : (K, d), (K,), (K,) of float32
+        Prototypes, their norms and biases.
     rounding : (float, float)
         The error of a float32 score is at most the first number times the row's norm and the second.
-    tie : (float, float)
-        The same of scores that tie.
+    tie : float
+        Scores tie within this part of norm size + |bias|.
     """
     clusters, blocks = theta.shape[0], approximate.shape[1] // BLOCK
     peak = np.empty(blocks, approximate.dtype)
@@ -118,9 +121,8 @@ def decide(approximate, offset, margin, z, norm, theta, bias, rounding, tie, lab
                             some[count] = k
                         count += 1
         candidates += count
-        allowance = tie[0] * norm[i] + tie[1]
         if count > MOST or count == 0:
-            labels[i] = _first_of_best(z[i], theta, bias, everyone, clusters, allowance)
+            labels[i] = _first_of_best(z[i], norm[i], theta, size, bias, everyone, clusters, tie)
             continue
         if count > 1:
             highest = value.dtype.type(LEAST_SCORE)
@@ -134,7 +136,7 @@ def decide(approximate, offset, margin, z, norm, theta, bias, rounding, tie, lab
                     some[near] = some[t]
                     near += 1
             if near > 1:
-                some[0] = _first_of_best(z[i], theta, bias, some, near, allowance)
+                some[0] = _first_of_best(z[i], norm[i], theta, size, bias, some, near, tie)
         labels[i] = some[0]
     return candidates
 

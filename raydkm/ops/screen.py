@@ -48,7 +48,8 @@ class Screen(ABC):
     def __init__(self, scores: Scores):
         self.scores = scores
         self.columns = -(-len(scores) // BLOCK) * BLOCK
-        self.norm = _largest_norm(scores.prototypes)
+        self.size = torch.linalg.vector_norm(scores.prototypes, dim=1, dtype=torch.float64)
+        self.norm = float(self.size.max()) * SLACK + LOST * scores.prototypes.shape[1] ** 0.5
         self.bias = float(scores.bias.abs().max())
         self._buffer = Workspace()
 

@@ -24,9 +24,10 @@ def reference(scores: Scores, z: Tensor) -> Tensor:
     """The first of the prototypes whose float64 score is the highest, to within the tolerance of a tie."""
     exact = z.double() @ scores.prototypes.double().T + scores.bias.double()
     norm = torch.linalg.vector_norm(z.double(), dim=1) + LOST * z.shape[1] ** 0.5
-    largest = torch.linalg.vector_norm(scores.prototypes.double(), dim=1).max()
-    scale = norm * largest + scores.bias.double().abs().max()
-    return (exact >= (exact.amax(1) - TIE * scale)[:, None]).int().argmax(1)
+    highest, best = exact.max(1)
+    size = torch.linalg.vector_norm(scores.prototypes.double(), dim=1)
+    scale = norm * size[best] + scores.bias.double().abs()[best]
+    return (exact >= (highest - TIE * scale)[:, None]).int().argmax(1)
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
