@@ -109,7 +109,7 @@ class FitConfig(_Frozen):
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="Of matrix products. Hard assignments are screened in it and decided exactly, so that labels are "
-        "the same: fp32, bf16 or int8; auto: the fastest here. Soft steps are fp32; bf16 lowers their prototype sums to it.",
+        "the same: fp32, bf16 or int8; auto: the fastest here. Soft steps are fp32, or with bf16 their sums bf16.",
     )
 
     assignment: Literal["auto", "exact", "approximate"] = Field(
