@@ -1,0 +1,169 @@
+"""Peers in the step benchmark: each fits a number of Lloyd (or EM) steps, all rows, no early stop."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from step_data import Rows
+from threadpoolctl import threadpool_limits
+
+#: Of the N × K arrays that GaussianMixture holds, several at a time: with more than this it has fewer rows.
+MIXTURE_ENTRIES = 10**8
+MIXTURE_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A library's k-means.
+
+    Parameters
+    ----------
+    name : str
+    module : str
+        That must be installed; `part` is what it must have.
+    make : callable
+        ``make(clusters, dim, threads)`` imports what is needed and returns ``fit(x, start, steps)``, which returns the
+        prototypes (K, d).
+    takes_start : bool
+        Whether it begins at the given prototypes.
+    soft : bool
+    part : str
+    most_steps : int, optional
+        Steps that it is given at most.
+    """
+
+    name: str
+    module: str
+    make: Callable[[int, int, int], Callable[[Rows, Rows, int], Rows]]
+    takes_start: bool = True
+    soft: bool = False
+    part: str = ""
+    most_steps: int | None = None
+
+    @property
+    def is_installed(self) -> bool:
+        try:
+            if importlib.util.find_spec(self.module) is None:
+                return False
+        except ModuleNotFoundError:
+            return False
+        return not self.part or hasattr(importlib.import_module(self.module), self.part)
+
+
+def rows_of_mixture(rows: int, clusters: int) -> int:
+    """Rows that GaussianMixture is given."""
+    return min(rows, max(2 * clusters, MIXTURE_ENTRIES // clusters))
+
+
+def _faiss(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+
+    def fit(x: Rows, start: Rows, steps: int) -> Rows:
+        peer = faiss.Kmeans(dim, clusters, niter=steps, max_points_per_centroid=len(x), min_points_per_centroid=1)
+        peer.train(x, init_centroids=start)
+        return peer.centroids
+
+    return fit
+
+
+def _super_faiss(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+
+    def fit(x: Rows, start: Rows, steps: int) -> Rows:
+        peer = faiss.SuperKmeans(dim, clusters, niter=steps, max_points_per_centroid=len(x), min_points_per_centroid=1)
+        peer.train(x)
+        return peer.centroids
+
+    return fit
+
+
+def _superkmeans(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+    import superkmeans
+
+    def fit(x: Rows, start: Rows, steps: int) -> Rows:
+        peer = superkmeans.SuperKMeans(
+            clusters,
+            dim,
+            hierarchical=False,
+            iters=steps,
+            sampling_fraction=1.0,
+            max_points_per_cluster=len(x),
+            n_threads=threads,
+            early_termination=False,
+            tol=0.0,
+        )
+        return np.asarray(peer.train(x))
+
+    return fit
+
+
+def _lloyd(kind: type, clusters: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+    def fit(x: Rows, start: Rows, steps: int) -> Rows:
+        with threadpool_limits(threads), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it has not converged
+            return (
+                kind(clusters, init=start, n_init=1, max_iter=steps, tol=0, algorithm="lloyd").fit(x).cluster_centers_
+            )
+
+    return fit
+
+
+def _sklearn(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+    from sklearn.cluster import KMeans
+
+    return _lloyd(KMeans, clusters, threads)
+
+
+def _sklearnex(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+    from daal4py import daalinit
+    from sklearnex.cluster import KMeans
+
+    daalinit(threads)
+    return _lloyd(KMeans, clusters, threads)
+
+
+def _mixture(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+    from sklearn.mixture import GaussianMixture
+
+    def fit(x: Rows, start: Rows, steps: int) -> Rows:
+        options: dict[str, Any] = {
+            "covariance_type": "spherical",
+            "init_params": "random_from_data",
+            "means_init": start,
+            "weights_init": np.full(clusters, 1 / clusters, start.dtype),
+            "precisions_init": np.full(clusters, 10 / x[:4096].var(0).mean(), start.dtype),
+        }
+        with threadpool_limits(threads), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return GaussianMixture(clusters, max_iter=steps, tol=0, random_state=0, **options).fit(x).means_
+
+    return fit
+
+
+_ALL = (
+    Peer("faiss.Kmeans", "faiss", _faiss),
+    Peer("faiss.SuperKmeans", "faiss", _super_faiss, takes_start=False, part="SuperKmeans"),
+    Peer("superkmeans", "superkmeans", _superkmeans, takes_start=False),
+    Peer("sklearn.KMeans", "sklearn", _sklearn),
+    Peer("sklearnex.KMeans", "sklearnex", _sklearnex),
+    Peer("sklearn.GaussianMixture", "sklearn", _mixture, soft=True, most_steps=MIXTURE_STEPS),
+)
+
+PEERS = {peer.name: peer for peer in _ALL}
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Variables of a process whose libraries are to use so many threads."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads))}
