@@ -29,19 +29,22 @@ from step_tables import NOTES, Entry, Report
 
 from raydkm.errors import RaydkmError
 
-SMALL = ("20000x384x256", "10000x768x512", "40000x128x128")
+SMALL = ("20000x384x256", "40000x128x128")
 FULL = ("200000x384x1024", "100000x768x4096", "400000x128x256")
-STEPS = {False: 4, True: 10}  # by whether --full
+
+#: By whether --full.
+STEPS = {False: 4, True: 10}
+REPEATS = {False: 1, True: 3}
 
 
 def main(
     shape: Annotated[list[str] | None, typer.Option(help="ROWSxDIMxCLUSTERS; may be repeated.")] = None,
-    full: Annotated[bool, typer.Option("--full", help=f"{', '.join(FULL)}, {STEPS[True]} steps.")] = False,
+    full: Annotated[bool, typer.Option("--full", help=f"{', '.join(FULL)}; {STEPS[True]} steps.")] = False,
     data: Annotated[Path | None, typer.Option(help="Parquet with embeddings, in place of generated rows.")] = None,
     column: str = "embedding",
     noise: Annotated[float, typer.Option(help="Length of the noise on each repeated embedding.")] = 0.3,
     steps: Annotated[int | None, typer.Option(min=2)] = None,
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    repeats: Annotated[int | None, typer.Option(min=1, help="By default 1, with --full 3.")] = None,
     threads: Annotated[int, typer.Option(min=1)] = min(2, os.cpu_count() or 1),
     method: Annotated[list[str] | None, typer.Option(help="Only these, by name; may be repeated.")] = None,
     check: Annotated[bool, typer.Option(help="Labels and posteriors beside float64.")] = True,
@@ -55,7 +58,7 @@ def main(
             raise ValueError(f"no method {', '.join(sorted(unknown))}; there are {', '.join([*OWN, *PEERS])}")
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    steps = steps or STEPS[full]
+    steps, repeats = steps or STEPS[full], repeats or REPEATS[full]
     reports = []
     for number, one in enumerate(shapes):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from step_data import Shape
@@ -13,7 +14,7 @@ from torch import Tensor
 from raydkm.engine.passes import thread_pool
 from raydkm.engine.where import torch_threads
 
-SECONDS = 0.3  # of each trial
+SECONDS = 0.15  # of each trial
 TILES = (256, 512, 1024, 2048)  # rows of a product on one thread
 LARGE_TILES = (4096, 16_384)  # rows of a product that all threads share
 
@@ -22,22 +23,21 @@ Product = Callable[[Tensor], object]
 
 def matrix_rates(shape: Shape, threads: int) -> dict[str, float]:
     """Operations a second of tiles (n, d) times (d, K), the best of several tiles, by precision."""
-    rates = {}
+    rates: dict[str, float] = {}
     for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)):
-
-        def made(rows: int, dtype: torch.dtype = dtype) -> tuple[Tensor, Product]:
-            return _product(shape, rows, dtype)
-
-        try:
-            rates[name] = 2.0 * shape.clusters * shape.dim * _rows_a_second(made, threads)
-        except RuntimeError:  # no such product on this processor
-            continue
+        for transposed in (False, True):
+            made = partial(_product, shape, dtype, transposed)
+            try:
+                rate = 2.0 * shape.clusters * shape.dim * _rows_a_second(made, threads)
+            except RuntimeError:  # no such product on this processor
+                continue
+            rates[name] = max(rate, rates.get(name, 0.0))
     return rates
 
 
 def products_alone(shape: Shape, threads: int) -> float:
     """Seconds of the two float32 products of a soft step: (N, d) (d, K), and (K, N) (N, d)."""
-    return shape.rows / _rows_a_second(lambda rows: _two_products(shape, rows), threads)
+    return shape.rows / _rows_a_second(partial(_two_products, shape), threads)
 
 
 def _values(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -46,15 +46,14 @@ def _values(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(rows, columns).to(dtype)
 
 
-def _product(shape: Shape, rows: int, dtype: torch.dtype) -> tuple[Tensor, Product]:
-    theta = _values(shape.clusters, shape.dim, dtype)
-    if dtype == torch.int8:
-        right = theta.T.contiguous()
-        out = torch.empty(rows, shape.clusters, dtype=torch.int32)
-        return _values(rows, shape.dim, dtype), lambda z: torch._int_mm(z, right, out=out)
-    right = theta.T.contiguous() if dtype == torch.bfloat16 else theta.T
-    out = torch.empty(rows, shape.clusters, dtype=dtype)
-    return _values(rows, shape.dim, dtype), lambda z: torch.mm(z, right, out=out)
+def _product(shape: Shape, dtype: torch.dtype, transposed: bool, rows: int) -> tuple[Tensor, Product]:
+    """A tile, and its product with prototypes that lie in memory as (K, d), or `transposed`."""
+    right = _values(shape.clusters, shape.dim, dtype).T
+    right = right.contiguous() if transposed else right
+    integer = dtype == torch.int8
+    multiply = torch._int_mm if integer else torch.mm
+    out = torch.empty(rows, shape.clusters, dtype=torch.int32 if integer else dtype)
+    return _values(rows, shape.dim, dtype), lambda z: multiply(z, right, out=out)
 
 
 def _two_products(shape: Shape, rows: int) -> tuple[Tensor, Product]:
