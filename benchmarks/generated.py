@@ -27,7 +27,8 @@ def write(directory: Path, rows: int, dim: int, files: int, seed: int = 0) -> Pa
 
 def store(directory: Path, x: NDArray[np.float32], files: int) -> Path:
     """Write the rows x (n, d) as float32 to `files` files, uncompressed."""
-    return _write(directory, *x.shape, files, pa.float32(), lambda first, count: x[first : first + count])
+    rows, dim = x.shape
+    return _write(directory, rows, dim, files, pa.float32(), lambda first, count: x[first : first + count])
 
 
 def _write(

@@ -93,13 +93,11 @@ def measured(middle: Shape, spread: int, points: int, steps: int, threads: int, 
                 return step_seconds(replace(middle, **{axis: size}), objective, steps, threads)
 
             yield line(objective, axis, sizes, at)
-        most = os.cpu_count() or 1
-        yield line(
-            objective,
-            "threads",
-            [2**i for i in range(most.bit_length())],
-            lambda size, objective=objective: step_seconds(middle, objective, steps, size),
-        )
+
+        def on(count: int, objective: str = objective) -> float:
+            return step_seconds(middle, objective, steps, count)
+
+        yield line(objective, "threads", [2**i for i in range((os.cpu_count() or 1).bit_length())], on)
     if workers:
         yield from of_workers(middle, steps, workers)
 

@@ -3,12 +3,13 @@ r"""A whole fit of two Ray workers beside Spark MLlib's KMeans, and Dask-ML's, o
     python benchmarks/spark.py
     python benchmarks/spark.py --rows 100000 --dim 64 --clusters 32 --dask
 
-Needs pyspark and a Java runtime; --dask needs dask-ml. Each system runs in a process of its own, on files that have just
-been written: float32 with a decaying spectrum around many centres (Spark reads no float16). All make the same number of
-steps, from random rows, with no early stop; raydkm's workers have one thread each, the others as many threads.
+Needs pyspark and a Java runtime; --dask needs dask-ml. Each system runs in a process of its own, on files that have
+just been written: float32 with a decaying spectrum around many centres (Spark reads no float16). All make the same
+number of steps, from random rows, with no early stop; raydkm's workers have a thread each, the others as many threads.
 
 - total: of the process, from its start to its end; with imports, the start of Ray or of the JVM, and reading.
 - fit: without these; Spark and Dask have the rows in memory by then, as vectors of doubles and as float32.
+- inertia: of the final prototypes, computed here, alike for all.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ import time
 from pathlib import Path
 
 import generated
+import numpy as np
+import pyarrow.parquet as pq
 from quality_tables import Table
 from step_data import decaying
+from step_measure import inertia
 
 PREAMBLE = """
 import json, sys, time
 files, options = sys.argv[1], json.loads(sys.argv[2])
 """
 
-#: What each system runs; prints the seconds of its fit and the inertia that it reports.
+#: What each system runs; prints the seconds of its fit, and its prototypes.
 SYSTEMS = {
     "raydkm": """
 import logging, ray, raydkm
@@ -43,7 +47,8 @@ model = raydkm.fit(
     max_steps=options["steps"], tol=0, objective_tol=0, engine="ray", workers=options["workers"], threads=1,
 )
 took = model.record["seconds"]
-print(json.dumps({"fit": took["total"] - took["start"] - took["ingest"], "inertia": model.record["inertia"]}))
+fit = took["total"] - took["start"] - took["ingest"]
+print(json.dumps({"fit": fit, "prototypes": model.cluster_centers.tolist()}))
 """,
     "spark": """
 from pyspark.ml.clustering import KMeans
@@ -63,7 +68,8 @@ vectors.count()
 began = time.perf_counter()
 kmeans = KMeans(k=options["clusters"], maxIter=options["steps"], tol=0.0, initMode="random", seed=0)
 model = kmeans.fit(vectors)
-print(json.dumps({"fit": time.perf_counter() - began, "inertia": model.summary.trainingCost}))
+fit = time.perf_counter() - began
+print(json.dumps({"fit": fit, "prototypes": [centre.tolist() for centre in model.clusterCenters()]}))
 spark.stop()
 """,
     "dask": """
@@ -76,7 +82,8 @@ rows = dask.array.from_array(x, chunks=(-(-len(x) // (4 * options["workers"])), 
 began = time.perf_counter()
 kmeans = KMeans(options["clusters"], init="random", max_iter=options["steps"], tol=0.0, random_state=0)
 kmeans.fit(rows)
-print(json.dumps({"fit": time.perf_counter() - began, "inertia": float(kmeans.inertia_)}))
+fit = time.perf_counter() - began
+print(json.dumps({"fit": fit, "prototypes": kmeans.cluster_centers_.tolist()}))
 """,
 }
 
@@ -92,7 +99,7 @@ def missing(system: str) -> str | None:
 
 
 def run(system: str, files: Path, options: dict[str, int | str]) -> dict[str, float] | str:
-    """Total, fit and inertia; or, if the process failed, the end of what it said."""
+    """Seconds and inertia; or, if the process failed, the end of what it said."""
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", PREAMBLE + SYSTEMS[system], str(files), json.dumps(options)],
@@ -104,7 +111,15 @@ def run(system: str, files: Path, options: dict[str, int | str]) -> dict[str, fl
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return f"failed: {lines[-1] if lines else done.returncode}"
-    return {"total": total, **json.loads(done.stdout.splitlines()[-1])}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"total": total, "fit": found["fit"], "inertia": inertia_of(files, found["prototypes"])}
+
+
+def inertia_of(files: Path, prototypes: list[list[float]]) -> float:
+    """Of the rows in files, by one file after the other."""
+    theta = np.array(prototypes, np.float32)
+    columns = (pq.read_table(path)["z"].combine_chunks() for path in sorted(files.iterdir()))
+    return sum(inertia(column.flatten().to_numpy().reshape(len(column), -1), theta) for column in columns)
 
 
 def main() -> None:

@@ -46,7 +46,8 @@ def inertia(x: Rows, prototypes: Rows) -> float:
     theta = torch.from_numpy(np.ascontiguousarray(prototypes, np.float32))
     half = theta.square().sum(1) / 2
     total = 0.0
-    for z in torch.from_numpy(x).split(1024):
+    for part in np.split(x, range(1024, len(x), 1024)):
+        z = torch.tensor(part)
         best = torch.addmm(half, z, theta.T, beta=-1).amax(1)
         total += float((z.double().square().sum(1) - 2 * best.double()).sum())
     return total
@@ -94,7 +95,7 @@ def of_peer(method: str, x: Rows, start: Rows, steps: int, threads: int) -> dict
 def main(method: str, directory: Path, clusters: int, steps: int, threads: int) -> dict[str, Any]:
     # read and not mapped, so that the highest memory so far is that of now
     x, start = np.load(directory / "rows.npy"), np.load(directory / "start.npy")
-    shape = Shape(*x.shape, clusters)
+    shape = Shape(len(x), x.shape[1], clusters)
     if method == "rates":
         return {"rates": matrix_rates(shape, threads), "products": products_alone(shape, threads)}
     if method == "checks":

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from step_data import Rows
@@ -17,6 +17,9 @@ from threadpoolctl import threadpool_limits
 #: Of the N × K arrays that GaussianMixture holds, several at a time: with more than this it has fewer rows.
 MIXTURE_ENTRIES = 10**8
 MIXTURE_STEPS = 3
+
+Fit: TypeAlias = "Callable[[Rows, Rows, int], Rows]"
+Make: TypeAlias = "Callable[[int, int, int], Fit]"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Peer:
 
     name: str
     module: str
-    make: Callable[[int, int, int], Callable[[Rows, Rows, int], Rows]]
+    make: Make
     takes_start: bool = True
     soft: bool = False
     part: str = ""
@@ -62,34 +65,24 @@ def rows_of_mixture(rows: int, clusters: int) -> int:
     return min(rows, max(2 * clusters, MIXTURE_ENTRIES // clusters))
 
 
-def _faiss(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
-    import faiss
+def _faiss(kind: str, *, takes_start: bool) -> Make:
+    def make(clusters: int, dim: int, threads: int) -> Fit:
+        faiss: Any = importlib.import_module("faiss")
+        faiss.omp_set_num_threads(threads)
 
-    faiss.omp_set_num_threads(threads)
+        def fit(x: Rows, start: Rows, steps: int) -> Rows:
+            all_rows = {"max_points_per_centroid": len(x), "min_points_per_centroid": 1}
+            peer = getattr(faiss, kind)(dim, clusters, niter=steps, **all_rows)
+            peer.train(x, init_centroids=start if takes_start else None)
+            return peer.centroids
 
-    def fit(x: Rows, start: Rows, steps: int) -> Rows:
-        peer = faiss.Kmeans(dim, clusters, niter=steps, max_points_per_centroid=len(x), min_points_per_centroid=1)
-        peer.train(x, init_centroids=start)
-        return peer.centroids
+        return fit
 
-    return fit
-
-
-def _super_faiss(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
-    import faiss
-
-    faiss.omp_set_num_threads(threads)
-
-    def fit(x: Rows, start: Rows, steps: int) -> Rows:
-        peer = faiss.SuperKmeans(dim, clusters, niter=steps, max_points_per_centroid=len(x), min_points_per_centroid=1)
-        peer.train(x)
-        return peer.centroids
-
-    return fit
+    return make
 
 
-def _superkmeans(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
-    import superkmeans
+def _superkmeans(clusters: int, dim: int, threads: int) -> Fit:
+    superkmeans: Any = importlib.import_module("superkmeans")
 
     def fit(x: Rows, start: Rows, steps: int) -> Rows:
         peer = superkmeans.SuperKMeans(
@@ -108,7 +101,7 @@ def _superkmeans(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows,
     return fit
 
 
-def _lloyd(kind: type, clusters: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+def _lloyd(kind: type, clusters: int, threads: int) -> Fit:
     def fit(x: Rows, start: Rows, steps: int) -> Rows:
         with threadpool_limits(threads), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it has not converged
@@ -119,21 +112,18 @@ def _lloyd(kind: type, clusters: int, threads: int) -> Callable[[Rows, Rows, int
     return fit
 
 
-def _sklearn(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+def _sklearn(clusters: int, dim: int, threads: int) -> Fit:
     from sklearn.cluster import KMeans
 
     return _lloyd(KMeans, clusters, threads)
 
 
-def _sklearnex(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
-    from daal4py import daalinit
-    from sklearnex.cluster import KMeans
-
-    daalinit(threads)
-    return _lloyd(KMeans, clusters, threads)
+def _sklearnex(clusters: int, dim: int, threads: int) -> Fit:
+    importlib.import_module("daal4py").daalinit(threads)
+    return _lloyd(importlib.import_module("sklearnex.cluster").KMeans, clusters, threads)
 
 
-def _mixture(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int], Rows]:
+def _mixture(clusters: int, dim: int, threads: int) -> Fit:
     from sklearn.mixture import GaussianMixture
 
     def fit(x: Rows, start: Rows, steps: int) -> Rows:
@@ -152,8 +142,8 @@ def _mixture(clusters: int, dim: int, threads: int) -> Callable[[Rows, Rows, int
 
 
 _ALL = (
-    Peer("faiss.Kmeans", "faiss", _faiss),
-    Peer("faiss.SuperKmeans", "faiss", _super_faiss, takes_start=False, part="SuperKmeans"),
+    Peer("faiss.Kmeans", "faiss", _faiss("Kmeans", takes_start=True)),
+    Peer("faiss.SuperKmeans", "faiss", _faiss("SuperKmeans", takes_start=False), takes_start=False, part="SuperKmeans"),
     Peer("superkmeans", "superkmeans", _superkmeans, takes_start=False),
     Peer("sklearn.KMeans", "sklearn", _sklearn),
     Peer("sklearnex.KMeans", "sklearnex", _sklearnex),
