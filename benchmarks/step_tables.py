@@ -15,7 +15,7 @@ NOTES = (
     "same run). Extra memory: the process's peak beyond what it had when the rows were read, of all of the fit. Times: "
     "seconds a step over those of raydkm's step. Inertia: of the final prototypes, over all rows; over the least of "
     "the table. Every method first makes a fit that does not count. raydkm: ADM steps alone; raydkm.fit: the whole "
-    "call (survey, moments, labels at the end) over its steps. Peers: the fit of S steps less one of 1 step, over S - 1 "
+    "call (survey, moments, final labels) over its steps. Peers: the fit of S steps less one of 1 step, over S - 1 "
     "(difference), or the fit of S steps over S (total), whichever is kinder to the peer. An asterisk: takes no "
     "initial prototypes, and begins at its own."
 )
