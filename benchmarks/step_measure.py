@@ -63,6 +63,7 @@ def of_raydkm(method: str, x: Rows, start: Rows, steps: int, threads: int) -> di
     _, whole, objective = OWN[method]
     before = memory("VmRSS")
     if whole:
+        whole_fit(x, start, objective, 1, threads)
         total, prototypes = whole_fit(x, start, objective, steps, threads)
     else:
         each, prototypes = steps_alone(x, start, objective, steps, threads)

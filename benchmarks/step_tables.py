@@ -14,10 +14,10 @@ NOTES = (
     "int8: GF/s as a part of the rate of torch's product of that precision (tiles of the same d and K, same threads, "
     "same run). Extra memory: the process's peak beyond what it had when the rows were read, of all of the fit. Times: "
     "seconds a step over those of raydkm's step. Inertia: of the final prototypes, over all rows; over the least of "
-    "the table. raydkm: ADM steps alone, after one that does not count; raydkm.fit: the whole call (survey, moments, "
-    "labels at the end) over its steps. Peers, after a fit that does not count: the fit of S steps less one of 1 step, "
-    "over S - 1 (difference), or the fit of S steps over S (total), whichever is kinder to the peer. An asterisk: "
-    "takes no initial prototypes, and begins at its own."
+    "the table. Every method first makes a fit that does not count. raydkm: ADM steps alone; raydkm.fit: the whole "
+    "call (survey, moments, final labels) over its steps. Peers: the fit of S steps less one of 1 step, over S - 1 "
+    "(difference), or the fit of S steps over S (total), whichever is kinder to the peer. An asterisk: takes no "
+    "initial prototypes, and begins at its own."
 )
 
 
