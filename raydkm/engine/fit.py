@@ -30,6 +30,7 @@ from raydkm.objectives.kmeans import KMeans
 from raydkm.objectives.logistic import LogisticObjective
 from raydkm.ops.approximate import EFFORTS
 from raydkm.ops.balance import Balance
+from raydkm.ops.batch import BATCH_ROWS
 from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Extent, Moments
 from raydkm.ops.statistics import cluster_fields, hard_statistics
@@ -233,11 +234,19 @@ def look_at(passes: Passes, config: FitConfig) -> tuple[Survey, Frame]:
 def _frame_amid_sample(look: Survey, metric: str) -> Frame:
     """The frame at the sample's mean; at its median, where single rows draw the mean away from all others."""
     frame = Frame.identity(metric, look.sample_rows.shape[1])
-    sample = frame.normalise(look.sample_rows).double()
-    mean = sample.T.mv(look.sample_weight) / look.sample_weight.sum()
-    squares = (sample - mean).square_()
-    if bool((squares.amax(0) > SINGLE_ROW * squares.sum(0)).any()):
-        return frame.centred_at(sample.median(0).values)
+    weights = look.sample_weight / look.sample_weight.sum()
+    parts = [slice(first, first + BATCH_ROWS) for first in range(0, len(weights), BATCH_ROWS)]
+
+    def sample(part: slice) -> Tensor:
+        return frame.normalise(look.sample_rows[part]).double()
+
+    mean = torch.stack([sample(part).T.mv(weights[part]) for part in parts]).sum(0)
+    largest, total = torch.zeros_like(mean), torch.zeros_like(mean)
+    for part in parts:
+        squares = (sample(part) - mean).square_()
+        largest, total = torch.maximum(largest, squares.amax(0)), total + squares.sum(0)
+    if bool((largest > SINGLE_ROW * total).any()):
+        return frame.centred_at(frame.normalise(look.sample_rows).median(0).values)
     return frame.centred_at(mean)
 
 

@@ -36,9 +36,10 @@ SEED_ROWS_PER_CLUSTER = 32
 
 def seed_rows(config: FitConfig, total: int) -> int:
     """Rows in the seeding sample of a data set of `total` rows."""
-    default = max(MIN_SEED_ROWS, SEED_ROWS_PER_CLUSTER * config.clusters)
+    to_seed = 0 if config.init == "array" else SEED_ROWS_PER_CLUSTER * config.clusters
+    default = max(MIN_SEED_ROWS, to_seed)
     wanted = config.seed_rows if isinstance(config.seed_rows, int) else default
-    return min(total, max(wanted, config.clusters))
+    return min(total, wanted if config.init == "array" else max(wanted, config.clusters))
 
 
 def given(start: np.ndarray, config: FitConfig, frame: Frame) -> tuple[Tensor, dict[str, Any]]:
