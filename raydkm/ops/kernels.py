@@ -45,32 +45,33 @@ def quantise(z, step, codes, norm, residual):  # type: ignore[no-untyped-def]
         residual[i] = math.sqrt(left) + lost
 
 
+# A view of a row would count its references, which threads share: the loops index whole arrays.
 @_compiled
-def _product(a, b):  # type: ignore[no-untyped-def]
+def _product(z, i, theta, k):  # type: ignore[no-untyped-def]
     total = np.float32(0.0)
-    for j in range(a.shape[0]):
-        total += a[j] * b[j]
+    for j in range(z.shape[1]):
+        total += z[i, j] * theta[k, j]
     return total
 
 
 @_compiled
-def _exact_product(a, b):  # type: ignore[no-untyped-def]
+def _exact_product(z, i, theta, k):  # type: ignore[no-untyped-def]
     total = 0.0
-    for j in range(a.shape[0]):
-        total += np.float64(a[j]) * np.float64(b[j])
+    for j in range(z.shape[1]):
+        total += np.float64(z[i, j]) * np.float64(theta[k, j])
     return total
 
 
 @_compiled
-def _first_of_best(z, norm, theta, size, bias, some, count, tie):  # type: ignore[no-untyped-def]
+def _first_of_best(z, i, norm, theta, size, bias, some, count, tie):  # type: ignore[no-untyped-def]
     """The first of `some` prototypes whose float64 score is the highest, to within `tie` of that score's scale."""
     best, scale = LEAST, 0.0
     for t in range(count):
-        score = _exact_product(z, theta[some[t]]) + bias[some[t]]
+        score = _exact_product(z, i, theta, some[t]) + bias[some[t]]
         if score > best:
-            best, scale = score, norm * size[some[t]] + abs(bias[some[t]])
+            best, scale = score, norm[i] * size[some[t]] + abs(bias[some[t]])
     for t in range(count):
-        if _exact_product(z, theta[some[t]]) + bias[some[t]] >= best - tie * scale:
+        if _exact_product(z, i, theta, some[t]) + bias[some[t]] >= best - tie * scale:
             return some[t]
     return some[0]
 
@@ -93,16 +94,14 @@ def decide(approximate, offset, margin, z, norm, theta, size, bias, rounding, ti
     """
     clusters, blocks = theta.shape[0], approximate.shape[1] // BLOCK
     peak = np.empty(blocks, approximate.dtype)
-    some, value = np.empty(MOST, np.int64), np.empty(MOST, np.float32)
+    some, value = np.empty(MOST + BLOCK + 1, np.int64), np.empty(MOST, np.float32)
     everyone = np.arange(clusters)
     candidates = 0
     for i in range(approximate.shape[0]):
-        row = approximate[i]
         for b in range(blocks):
-            part, shift = row[b * BLOCK : b * BLOCK + BLOCK], offset[b * BLOCK : b * BLOCK + BLOCK]
-            most = part.dtype.type(part[0] + shift[0])
-            for k in range(BLOCK):
-                score = part.dtype.type(part[k] + shift[k])
+            most = peak.dtype.type(approximate[i, b * BLOCK] + offset[b * BLOCK])
+            for k in range(b * BLOCK, b * BLOCK + BLOCK):
+                score = peak.dtype.type(approximate[i, k] + offset[k])
                 if score > most:
                     most = score
             peak[b] = most
@@ -114,20 +113,18 @@ def decide(approximate, offset, margin, z, norm, theta, size, bias, rounding, ti
 
         count = 0
         for b in range(blocks):
-            if peak[b] >= least:
+            if peak[b] >= least and count <= MOST:
                 for k in range(b * BLOCK, min(b * BLOCK + BLOCK, clusters)):
-                    if row[k] + offset[k] >= least:
-                        if count < MOST:
-                            some[count] = k
-                        count += 1
+                    some[count] = k  # overwritten unless it counts: a branch here would be mispredicted
+                    count += approximate[i, k] + offset[k] >= least
         candidates += count
         if count > MOST or count == 0:
-            labels[i] = _first_of_best(z[i], norm[i], theta, size, bias, everyone, clusters, tie)
+            labels[i] = _first_of_best(z, i, norm, theta, size, bias, everyone, clusters, tie)
             continue
         if count > 1:
             highest = value.dtype.type(LEAST_SCORE)
             for t in range(count):
-                value[t] = _product(z[i], theta[some[t]]) + bias[some[t]]
+                value[t] = _product(z, i, theta, some[t]) + bias[some[t]]
                 highest = max(highest, value[t])
             lowest = highest - 2.0 * (rounding[0] * norm[i] + rounding[1])
             near = 0
@@ -136,7 +133,7 @@ def decide(approximate, offset, margin, z, norm, theta, size, bias, rounding, ti
                     some[near] = some[t]
                     near += 1
             if near > 1:
-                some[0] = _first_of_best(z[i], norm[i], theta, size, bias, some, near, tie)
+                some[0] = _first_of_best(z, i, norm, theta, size, bias, some, near, tie)
         labels[i] = some[0]
     return candidates
 
@@ -145,9 +142,9 @@ def decide(approximate, offset, margin, z, norm, theta, size, bias, rounding, ti
 def add_rows(into, index, x, scale):  # type: ignore[no-untyped-def]
     """Add each row of x (n, d), rounded to multiples of 1 / scale (d,), to row index[i] of `into` (K, d) int64."""
     for i in range(x.shape[0]):
-        row = into[index[i]]
+        k = index[i]
         for j in range(x.shape[1]):
-            row[j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
+            into[k, j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
 
 
 @_compiled
