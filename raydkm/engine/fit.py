@@ -114,7 +114,7 @@ def fit_rows(
         look, frame = look_at(passes, config)
         stored, (passes, extent) = passes, condensed(passes, look, config.metric)
         kind = OBJECTIVES[config.objective]
-        seeded_by = KMeans if issubclass(kind, LogisticObjective) else kind
+        logistic = issubclass(kind, LogisticObjective)
         facts = measure(passes, extent, frame, covariance=config.has_temperature or kind.needs_covariance)
         critical = None
         if facts.covariance is not None:
@@ -122,8 +122,8 @@ def fit_rows(
         temperature = temperature_of(config, critical)
         clock.lap("survey")
 
-        def objective(of: Moments, kind: type[Objective] = seeded_by) -> Objective:
-            return kind(setting_of(config, of, frame, temperature, critical, device))
+        def seeding_objective(of: Moments) -> Objective:  # a logistic fit begins at clusters of k-means
+            return (KMeans if logistic else kind)(setting_of(config, of, frame, temperature, critical, device))
 
         saved = _saved(checkpoints, comm)
         if saved is not None:
@@ -132,17 +132,18 @@ def fit_rows(
             state, seeding, history = saved.state, saved.seeding, list(saved.history)
         elif start is not None:
             prototypes, seeding = given(start, config, frame)
-            state, history = objective(facts).begin(prototypes), []
+            state, history = seeding_objective(facts).begin(prototypes), []
         else:
-            refined = seeded_by is not kind
-            (state, seeding), history = seeded(passes, look, config, frame, facts, objective, refined=refined), []
-        if seeded_by is not kind and config.temperature == "auto":
+            state, seeding = seeded(passes, look, config, frame, facts, seeding_objective, refined=logistic)
+            history = []
+        of_goal = temperature
+        if logistic and config.temperature == "auto":
             if saved is None:
-                within = within_temperature(passes, state.prototypes, frame, facts)
+                within = within_temperature(passes, state.prototypes, frame, facts, config.precision)
                 seeding["temperature"] = max(AUTO_FRACTION_WITHIN * within, LEAST_FRACTION * temperature)
-            temperature = seeding["temperature"]
-        goal = objective(facts, kind)
-        if seeded_by is not kind and saved is None:
+            of_goal = seeding["temperature"]
+        goal = kind(setting_of(config, facts, frame, of_goal, critical, device))
+        if logistic and saved is None:
             state = goal.begin(state.prototypes)
         report(
             "run",

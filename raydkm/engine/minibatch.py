@@ -143,7 +143,7 @@ def _seeded(look: Survey, config: FitConfig, frame: Frame) -> Tensor:
 
     def squares(prototypes: Tensor) -> float:
         scores = Scores.of(prototypes, torch.zeros(len(prototypes)), 0.0, frame.dtype, prototypes.device)
-        nearest = HardAssignment(scores)
+        nearest = HardAssignment(scores, config.precision)
         parts = zip(z.split(1024), weight.split(1024), strict=True)
         return sum(float(w @ (part - scores.prototypes[nearest(part)]).double().square().sum(1)) for part, w in parts)
 

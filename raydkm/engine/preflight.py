@@ -10,6 +10,7 @@ import tempfile
 from importlib.metadata import version
 
 import torch
+from llvmlite.binding import get_host_cpu_name
 
 from raydkm.config import FitConfig
 from raydkm.data.parquet import ParquetTable
@@ -26,7 +27,7 @@ from raydkm.ops.sample import Smallest
 logger = logging.getLogger("raydkm")
 
 #: What must be alike on all nodes for the same bits, and for workers to understand each other.
-PACKAGES = ("raydkm", "torch", "numpy", "pyarrow")
+PACKAGES = ("raydkm", "torch", "numpy", "numba", "llvmlite", "pyarrow")
 
 #: Of the sample, while workers exchange theirs: sent, received, joined, and sorted.
 COPIES_OF_SAMPLE = 4
@@ -52,7 +53,7 @@ def check_workers(comm: ProcessGroup) -> None:
                     f"{name} runs {package} {number} and {comm.names[0]} {everyone[0][package]}; install one version "
                     "on all nodes"
                 )
-    processors = sorted(set(comm.all_gather(torch.backends.cpu.get_cpu_capability())))
+    processors = sorted(set(comm.all_gather(f"{torch.backends.cpu.get_cpu_capability()}, {get_host_cpu_name()}")))
     if comm.rank == 0 and len(processors) > 1:
         logger.warning(
             "unlike processors (%s): the result is the same to rounding, not to the bit", ", ".join(processors)

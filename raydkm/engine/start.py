@@ -113,12 +113,12 @@ def seeded(
     return state, {"init": config.init, "sample_rows": len(weight), "restart_objectives": reached}
 
 
-def within_temperature(passes: Passes, prototypes: Tensor, frame: Frame, facts: Moments) -> float:
+def within_temperature(passes: Passes, prototypes: Tensor, frame: Frame, facts: Moments, precision: str) -> float:
     """2 lambda_max(W) of the covariance W within the clusters of prototypes (K, d): above it they would not part."""
     assert facts.covariance is not None
     scores = Scores.of(prototypes, prototypes.new_zeros(len(prototypes)), 0.0, frame.dtype, passes.device)
     fields = cluster_fields(len(scores), facts.rows, facts.max_weight, facts.bound, hard=True)
-    statistics = passes.sum(fields, hard_statistics(scores, frame, precision="auto"))
+    statistics = passes.sum(fields, hard_statistics(scores, frame, precision=precision))
     counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
     between = (sums / counts.clamp(min=1e-300)[:, None]).T @ sums / facts.weight - torch.outer(facts.mean, facts.mean)
     return collapse_temperature(facts.covariance - between)

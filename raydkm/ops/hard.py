@@ -39,11 +39,10 @@ class HardAssignment:
         self._scores = scores
         if precision == "auto":
             precision = fastest_screen(scores.bias.device)
-        single = scores.prototypes.dtype == torch.float32
-        if not single or (precision == "int8" and not Int8Screen.fits(scores)):
-            precision = "fp32"
+        self._native = scores.prototypes.dtype == torch.float32 and scores.bias.device.type == "cpu"
+        if not self._native or (precision == "int8" and not Int8Screen.fits(scores)):
+            precision = "fp32"  # on a GPU lower precision is left to the fused kernels
         self._screen: Screen = SCREENS[precision](scores)
-        self._native = single and scores.bias.device.type == "cpu"
 
     def __call__(self, z: Tensor) -> Tensor:
         """Labels (n,) int64 of z (n, d)."""
@@ -57,7 +56,7 @@ class HardAssignment:
     def _decide_natively(self, z: Tensor, labels: Tensor) -> None:
         screen, scores = self._screen, self._scores
         found = screen(z)
-        candidates = decide(  # type: ignore[call-arg]
+        candidates = decide(
             *(x.numpy() for x in (found.approximate, found.bias, found.margin)),
             z.numpy(),
             found.norm.numpy(),

@@ -6,6 +6,7 @@ They release Python's lock, allocate nothing per row, and are kept compiled on d
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -19,13 +20,22 @@ MOST = 256
 #: Below all scores. The kernels are compiled for finite numbers.
 LEAST, LEAST_SCORE = -1e300, -3e38
 
+#: What is left of a number is itself rounded, by at most so much of it.
+ROUNDED = 2.0**-23
+
 #: Logits are raised to this: exponentials that underflow, and products of such, take many times as long.
 LEAST_LOGIT = np.float32(-80.0)
 
 #: What squares that underflow may hide of a norm, for each sqrt(d).
 LOST = 1.2e-19
 
-_compiled = njit(nogil=True, fastmath=True, cache=True, error_model="numpy")
+
+def _compiled(function: Callable) -> Callable:
+    """Compiled at the first call, and kept on disk where there is a place for it (see NUMBA_CACHE_DIR)."""
+    try:
+        return njit(function, nogil=True, fastmath=True, error_model="numpy", cache=True)
+    except RuntimeError:  # nowhere to write: each process compiles its own
+        return njit(function, nogil=True, fastmath=True, error_model="numpy")
 
 
 @_compiled
@@ -42,10 +52,10 @@ def quantise(z, step, codes, norm, residual):  # type: ignore[no-untyped-def]
             left += rest * rest
             own += value * value
         norm[i] = math.sqrt(own) + lost
-        residual[i] = math.sqrt(left) + lost
+        residual[i] = math.sqrt(left) + lost + ROUNDED * norm[i]
 
 
-# A view of a row would count its references, which threads share: the loops index whole arrays.
+# A view of a row counts references, and threads share prototypes: the loops that read them index whole arrays.
 @_compiled
 def _product(z, i, theta, k):  # type: ignore[no-untyped-def]
     total = np.float32(0.0)
@@ -85,7 +95,7 @@ def decide(approximate, offset, margin, z, norm, theta, size, bias, rounding, ti
     approximate, offset, margin : (n, columns), (columns,), (n,) of int32 or float32
         Scores without their biases, the biases, and what two sums of them may differ by in error.
     z, norm : (n, d), (n,)
-    theta, size, bias : (K, d), (K,), (K,) of float32
+    theta, size, bias : (K, d) of float32, (K,) of float64, (K,) of float32
         Prototypes, their norms and biases.
     rounding : (float, float)
         The error of a float32 score is at most the first number times the row's norm and the second.
@@ -117,7 +127,7 @@ def decide(approximate, offset, margin, z, norm, theta, size, bias, rounding, ti
                 for k in range(b * BLOCK, min(b * BLOCK + BLOCK, clusters)):
                     some[count] = k  # overwritten unless it counts: a branch here would be mispredicted
                     count += approximate[i, k] + offset[k] >= least
-        candidates += count
+        candidates += clusters if count > MOST or count == 0 else count
         if count > MOST or count == 0:
             labels[i] = _first_of_best(z, i, norm, theta, size, bias, everyone, clusters, tie)
             continue

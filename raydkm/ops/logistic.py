@@ -50,7 +50,7 @@ def logistic_statistics(scores: Scores, alpha: float, log_s: Tensor, frame: Fram
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        counts, posterior_counts = torch.zeros_like(scores.bias), torch.zeros_like(scores.bias)
+        counts, posterior_counts = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.bias.device)
         gradient = torch.zeros_like(scores.prototypes)
         entropy, cross = 0.0, 0.0
         for where, z in batch.tiles(frame, len(scores), SOFT_TILE):

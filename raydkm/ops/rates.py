@@ -19,12 +19,24 @@ _REPEATS = 7
 def fastest_screen(device: torch.device) -> str:
     """The precision of the fastest matrix product on `device`: "fp32", "bf16" or "int8"."""
     if device.type != "cpu":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "fp32"
     rates = matrix_rates()
     best = max(rates, key=rates.__getitem__)
     measured = ", ".join(f"{name} {rate:.0f} GF/s" for name, rate in rates.items())
     logger.info("hard assignments are screened in %s: %s", best, measured)
     return best
+
+
+@functools.cache
+def multiplies_int8() -> bool:
+    """Whether 8-bit products are exact here: without the instructions for them, some add up pairs in 16 bits."""
+    if not hasattr(torch, "_int_mm"):
+        return False
+    n, d, k = _SHAPE
+    high = torch.full((n, d), 127, dtype=torch.int8)
+    signs = torch.where(torch.arange(k) % 2 == 0, 127, -127).to(torch.int8)
+    product = torch._int_mm(high, signs[:, None].expand(k, d).contiguous().T)
+    return torch.equal(product, (127 * d * signs.to(torch.int32)).expand(n, k))
 
 
 @functools.cache
@@ -35,7 +47,7 @@ def matrix_rates() -> dict[str, float]:
     products: dict[str, Callable[[], object]] = {"fp32": lambda: torch.mm(a, b.T)}
     a16, b16 = a.to(torch.bfloat16), b.T.to(torch.bfloat16).contiguous()
     products["bf16"] = lambda: torch.mm(a16, b16)
-    if hasattr(torch, "_int_mm"):
+    if multiplies_int8():
         a8, b8 = a.to(torch.int8), b.to(torch.int8)
         products["int8"] = lambda: torch._int_mm(a8, b8.T)
     threads = torch.get_num_threads()

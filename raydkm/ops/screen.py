@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raydkm.ops.kernels import BLOCK, LEAST_SCORE, LOST, quantise
+from raydkm.ops.rates import multiplies_int8
 from raydkm.ops.scores import Scores
 from raydkm.ops.workspace import Workspace
 
@@ -122,8 +123,8 @@ class Int8Screen(Screen):
 
     @staticmethod
     def fits(scores: Scores) -> bool:
-        """Whether sums of d products stay far below 2^31; and torch's product of one column is wrong."""
-        return 1 < scores.prototypes.shape[1] < 2**14
+        """Whether products are exact, and sums of d of them far below 2^31; of one column torch's are wrong."""
+        return multiplies_int8() and 1 < scores.prototypes.shape[1] < 2**14
 
     def __call__(self, z: Tensor) -> Screened:
         if self._of_rows is None:
@@ -138,7 +139,7 @@ class Int8Screen(Screen):
         # ||z'|| <= ||z|| + ||z - z'||; a bias is rounded to a whole unit
         error = left.double().mul_((self.norm + self._residual) * SLACK).add_(norm, alpha=self._residual * SLACK)
         whole = 2.0**31 if self.bias >= FARTHEST * unit else 2.0
-        margin = error.mul_(2 / unit).add_(whole).ceil_().clamp_(max=2.0 * FARTHEST).to(torch.int32)
+        margin = error.mul_(2 / unit).add_(whole).ceil_().clamp_(max=2.0**31 - 1).to(torch.int32)
         return Screened(product, bias, margin, norm)
 
     def _for_rows_like(self, z: Tensor) -> tuple[float, Tensor]:
@@ -148,9 +149,9 @@ class Int8Screen(Screen):
         def left(step: float) -> float:
             return float((z - (z / step).round_().clamp_(-127, 127).mul_(step)).square().sum())
 
-        step = min((largest * part / 127 for part in (1.0, 0.7, 0.5, 0.35)), key=left)
+        step = float(np.float32(min((largest * part / 127 for part in (1.0, 0.7, 0.5, 0.35)), key=left)))
         bias = torch.round(self.scores.bias.double() / (step * self._step)).clamp_(-FARTHEST, FARTHEST)
-        return float(np.float32(step)), self._padded(bias, -FARTHEST).to(torch.int32)
+        return step, self._padded(bias, -2.0 * FARTHEST).to(torch.int32)
 
 
 SCREENS: dict[str, type[Screen]] = {"fp32": FullScreen, "bf16": BFloat16Screen, "int8": Int8Screen}

@@ -54,7 +54,7 @@ class SoftAssignment:
         return Posterior(exp, normaliser, torch.log(normaliser).sub_(mean_logit))
 
     def targets(self, z: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor, float]:
-        """w_i q_ik (n, K), added to counts (K,) too, and -sum_i w_i sum_k q_ik log q_ik; weight (n,) is float64.
+        """w_i q_ik (n, K), added to counts (K,), and -sum_i w_i sum_k q_ik log q_ik; weights and counts are float64.
 
         The targets are overwritten by the thread's next call.
         """

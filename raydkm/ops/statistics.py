@@ -86,7 +86,8 @@ def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        counts, sums, entropy = torch.zeros_like(scores.bias), torch.zeros_like(scores.prototypes), 0.0
+        counts = torch.zeros_like(scores.bias, dtype=torch.float64)
+        sums, entropy = torch.zeros_like(scores.prototypes), 0.0
         for where, z in batch.tiles(frame, len(scores), SOFT_TILE):
             q, uncertainty = assign.targets(z, weight[where], counts)
             if low_precision_sums:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from raydkm.ops import screen
 from raydkm.ops.hard import TIE, HardAssignment
 from raydkm.ops.kernels import LOST
 from raydkm.ops.scores import Scores
@@ -163,6 +164,21 @@ def test_a_screen_that_leaves_too_many_candidates_is_given_up() -> None:
     assert isinstance(assign._screen, FullScreen)
 
 
+def test_a_screen_is_given_up_for_rows_with_more_candidates_than_are_kept() -> None:
+    g = torch.Generator().manual_seed(0)
+    assign = HardAssignment(scores_of(normal(g, 12_000, 16)), "int8")
+    assign(1e-4 * normal(g, 64, 16))  # the step of rows is theirs
+    z = normal(g, 64, 16)
+    assert torch.equal(assign(z), reference(assign._scores, z))
+    assert isinstance(assign._screen, FullScreen)
+
+
+def test_8_bits_are_not_used_where_their_products_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen, "multiplies_int8", lambda: False)
+    assign = HardAssignment(scores_of(torch.randn(5, 7)), "int8")
+    assert isinstance(assign._screen, FullScreen)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 @settings(max_examples=15, deadline=None)
@@ -170,9 +186,9 @@ def test_a_screen_that_leaves_too_many_candidates_is_given_up() -> None:
 def test_the_margin_covers_the_error_between_any_two_scores(case, precision: str, seed: int, d: int) -> None:
     z, prototypes = case(torch.Generator().manual_seed(seed), 100, d, 80)
     scores = scores_of(prototypes)
-    screen = SCREENS[precision](scores)
-    found = screen(z)
-    unit = screen._of_rows[0] * screen._step if isinstance(screen, Int8Screen) else 1.0
+    chosen = SCREENS[precision](scores)
+    found = chosen(z)
+    unit = chosen._of_rows[0] * chosen._step if isinstance(chosen, Int8Screen) else 1.0
     exact = z.double() @ scores.prototypes.double().T + scores.bias.double()
     approximate = (found.approximate.double() + found.bias.double())[:, :80] * unit
     error = approximate - exact
