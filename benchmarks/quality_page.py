@@ -74,24 +74,32 @@ def page(reports: list[SetReport], budget: Budget, command: str, *, convergence:
         parts += _section(report, f"set-{number}", budget, convergence)
     links = "".join(f'<a href="#set-{i}">{html.escape(report.name)}</a>' for i, report in enumerate(reports))
     seeds = f"{budget.seeds} seed{'s' if budget.seeds > 1 else ''}"
+    return document(
+        TITLE,
+        f"""<p>Objectives of raydkm beside scikit-learn and k-means-constrained: same rows, same float32,
+same threads, {seeds}, at most {budget.max_steps} steps; GaussianMixture (diagonal covariances) and
+k-means-constrained (equal sizes) at most {budget.limit:g} s a fit.</p>
+<p class="soft">{html.escape(machine(budget.threads))}</p>
+<pre>{html.escape(command)}</pre>
+<nav>{links}</nav>
+<noscript><p>The plots need JavaScript; the tables do not.</p></noscript>
+{chr(10).join(parts)}""",
+    )
+
+
+def document(title: str, body: str) -> str:
+    """A page by itself, whose plots are drawn where `SCRIPT` finds them."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{TITLE}</title>
+<title>{title}</title>
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{TITLE}</h1>
-<p>Objectives of raydkm beside scikit-learn and k-means-constrained: same rows, same float32, same threads, {seeds},
-at most {budget.max_steps} steps; GaussianMixture (diagonal covariances) and k-means-constrained (equal sizes) at most
-{budget.limit:g} s a fit.</p>
-<p class="soft">{html.escape(machine(budget.threads))}</p>
-<pre>{html.escape(command)}</pre>
-<nav>{links}</nav>
-<noscript><p>The plots need JavaScript; the tables do not.</p></noscript>
-{chr(10).join(parts)}
+<h1>{title}</h1>
+{body}
 <script>{get_plotlyjs()}</script>
 <script>{SCRIPT}</script>
 </body>

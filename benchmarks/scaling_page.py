@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from quality_page import SCRIPT, STYLE
+from quality_page import document
 from quality_plots import BLUE, GREY, ORANGE, as_json
 
 if TYPE_CHECKING:
     from scaling import Line
 
-from plotly.offline import get_plotlyjs
 
 TITLE = "Cost of a step"
 COLOURS = {"kmeans": BLUE, "sr-kmeans": ORANGE}
@@ -22,25 +21,13 @@ COLOURS = {"kmeans": BLUE, "sr-kmeans": ORANGE}
 def page(lines: list[Line], names: dict[str, str], described: str) -> str:
     """The whole page."""
     plot = figure(lines, names)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{TITLE}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{TITLE}</h1>
-<p>{html.escape(described)}. Points: median milliseconds of a step. Lines: least squares of the logarithms, with their
-slopes; below them, by how much each time lies off its line.</p>
+    return document(
+        TITLE,
+        f"""<p>{html.escape(described)}. Points: median milliseconds of a step. Lines: least squares of the
+logarithms, with their slopes; below them, by how much each time lies off its line.</p>
 <div class="wide"><div class="plot" style="height: {plot.layout.height}px"></div>
-<script type="application/json">{as_json(plot)}</script></div>
-<script>{get_plotlyjs()}</script>
-<script>{SCRIPT}</script>
-</body>
-</html>
-"""
+<script type="application/json">{as_json(plot)}</script></div>""",
+    )
 
 
 def figure(lines: list[Line], names: dict[str, str]) -> go.Figure:

@@ -18,7 +18,7 @@ from raydkm.ops.exact import COUNT, Field, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.scores import Scores
-from raydkm.ops.statistics import Local
+from raydkm.ops.statistics import Local, add_assigned
 
 #: From this many prototypes on, approximate assignment is worth its misses.
 MANY_PROTOTYPES = 50_000
@@ -125,8 +125,7 @@ def approximate_statistics(scores: Scores, frame: Frame, part: float, rows: int,
         sampled = z[::every]
         into.add("sampled", len(sampled))
         into.add("missed", (exact(sampled) != labels[::every]).sum())
-        into.add_rows("counts", labels, weight)
-        into.add_rows("sums", labels, z if batch.weight is None else z * weight[:, None])
+        add_assigned(into, labels, z, weight, weighted=batch.weight is not None)
         into.add("rows", len(batch))
 
     return local

@@ -37,6 +37,7 @@ def fused_hard_statistics(
     scores: Scores, frame: Frame, *, on_labels: Callable[[int, Tensor], None] | None = None
 ) -> Local:
     """n and S for hard labels, S rounded row by row."""
+    from raydkm.ops.statistics import add_assigned  # which imports this module
     from raydkm.ops.triton_hard import FusedLabels  # Triton is there on GPU machines only
 
     assign = FusedLabels(scores)
@@ -48,8 +49,7 @@ def fused_hard_statistics(
             where = slice(start, start + at_once)
             z = frame(batch.rows[where])
             labels = assign(z)
-            into.add_rows("counts", labels, weight[where])
-            into.add_rows("sums", labels, z if batch.weight is None else z * weight[where, None])
+            add_assigned(into, labels, z, weight[where], weighted=batch.weight is not None)
             if on_labels is not None:
                 on_labels(batch.first + start, labels)
         into.add("rows", len(batch))

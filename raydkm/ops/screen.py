@@ -89,7 +89,7 @@ class BFloat16Screen(Screen):
         low = scores.prototypes.to(torch.bfloat16)
         self._low_t = self._padded(low).T.contiguous()
         self._bias = self._padded(scores.bias, LEAST_SCORE)
-        self._residual = _largest_norm(scores.prototypes.double() - low.double())
+        self._residual = float(torch.linalg.vector_norm(scores.prototypes.double() - low.double(), dim=1).max())
 
     def __call__(self, z: Tensor) -> Screened:
         low = self._buffer("low", z.shape, z, torch.bfloat16).copy_(z)
@@ -162,7 +162,3 @@ def rounding(screen: Screen) -> tuple[float, float]:
     theta = screen.scores.prototypes
     unit = torch.finfo(theta.dtype).eps
     return unit * (theta.shape[1] + 2) * screen.norm * SLACK, 2 * unit * screen.bias + 1e-37
-
-
-def _largest_norm(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).max())

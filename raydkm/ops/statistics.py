@@ -69,13 +69,18 @@ def hard_statistics(
         weight = batch.weights()
         for where, z in batch.tiles(frame, len(scores), HARD_TILE):
             labels = assign(z)
-            into.add_rows("counts", labels, weight[where])
-            into.add_rows("sums", labels, z if batch.weight is None else z * weight[where, None])
+            add_assigned(into, labels, z, weight[where], weighted=batch.weight is not None)
             if on_labels is not None:
                 on_labels(batch.first + where.start, labels)
         into.add("rows", len(batch))
 
     return local
+
+
+def add_assigned(into: Statistics, labels: Tensor, z: Tensor, weight: Tensor, *, weighted: bool) -> None:
+    """Add rows z (n, d) of weights (n,), ones unless `weighted`, to n and S of their clusters (n,)."""
+    into.add_rows("counts", labels, weight)
+    into.add_rows("sums", labels, z * weight[:, None] if weighted else z)
 
 
 def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -> Local:
