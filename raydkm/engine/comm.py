@@ -119,7 +119,12 @@ class ProcessGroup:
         return torch.distributed.distributed_c10d._get_default_store().add(f"raydkm {name}", count)
 
     def _broken_off(self, doing: str, error: RuntimeError) -> WorkerLostError:
-        """What a worker knows whose connection to another ended: that one died, not which."""
+        """What a worker knows whose connection to another ended: that one died, not which.
+
+        If one hangs, all others have waited for it and come to the barrier, which names it.
+        """
+        if "Timed out" in str(error):
+            self.wait()
         reason = re.sub(r"^\[\S*\] ", "", str(error)).split(". ")[0]
         return WorkerLostError(f"{self.names[self.rank]} lost another worker during {doing} ({reason}), {OWN_END}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def _process(
     rank: int, world: int, port: int, timeout: float, task: Task, argument: Any, answers: Any, done: Any
 ) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=2 * timeout + 1))  # as on Ray
     comm = ProcessGroup(timeout)
     comm.names = comm.all_gather(f"worker {rank} (node n{rank})")
     answer: Any

@@ -62,6 +62,19 @@ def test_a_worker_that_does_not_come_is_named_by_the_first(how: signal.Signals) 
     assert seconds < 10
 
 
+def do_not_add(comm: ProcessGroup, _: Any) -> str:
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    with pytest.raises(WorkerLostError) as lost:
+        comm.all_reduce(torch.zeros(1000, dtype=torch.int64))
+    return str(lost.value)
+
+
+def test_a_worker_that_hangs_while_adding_up_is_named_by_the_first() -> None:
+    told = answers_of(WORLD, do_not_add, timeout=2, silent=1)[0]
+    assert told.startswith("worker 1 (node n1) died, or did not answer for 2 s")
+
+
 def test_a_first_worker_that_hangs_is_named_by_the_others() -> None:
     told, _ = answers_of(WORLD, do_not_come, (0, signal.SIGSTOP), timeout=2, silent=0)[2]
     assert told == "worker 0 (node n0) did not answer for 8 s"
