@@ -20,7 +20,7 @@ import raydkm
 from raydkm.config import configure
 from raydkm.data.source import RowSource
 from raydkm.engine.comm import Solo
-from raydkm.engine.fit import look_at, setting_of, temperature_of
+from raydkm.engine.fit import directions_of, look_at, setting_of, temperature_of
 from raydkm.engine.loop import adm
 from raydkm.engine.passes import Passes, thread_pool
 from raydkm.engine.start import given
@@ -59,7 +59,8 @@ def ready(x: Rows, start: Rows, objective: str, threads: int) -> Iterator[Ready]
         facts = measure(passes, look.extent, frame, covariance=config.has_temperature)
         critical = None if facts.covariance is None else collapse_temperature(facts.covariance)
         temperature = temperature_of(config, critical)
-        goal = OBJECTIVES[objective](setting_of(config, facts, frame, temperature, critical, device))
+        leading = directions_of(look, frame, config, device)
+        goal = OBJECTIVES[objective](setting_of(config, facts, frame, temperature, critical, device, leading))
         yield Ready(goal, goal.begin(given(start, config, frame)[0]), passes)
 
 

@@ -32,6 +32,7 @@ from raydkm.ops.approximate import EFFORTS
 from raydkm.ops.balance import Balance
 from raydkm.ops.batch import BATCH_ROWS
 from raydkm.ops.frame import Frame
+from raydkm.ops.leading import SAMPLE_ROWS, directions, worthwhile
 from raydkm.ops.moments import Extent, Moments
 from raydkm.ops.statistics import cluster_fields, hard_statistics
 from raydkm.ops.temperature import AUTO_FRACTION, AUTO_FRACTION_WITHIN, LEAST_FRACTION, collapse_temperature
@@ -120,10 +121,11 @@ def fit_rows(
         if facts.covariance is not None:
             critical = 0.0 if _alike(extent, frame) else collapse_temperature(facts.covariance)
         temperature = temperature_of(config, critical)
+        leading = directions_of(look, frame, config, device)
         clock.lap("survey")
 
         def seeding_objective(of: Moments) -> Objective:  # a logistic fit begins at clusters of k-means
-            return (KMeans if logistic else kind)(setting_of(config, of, frame, temperature, critical, device))
+            return (KMeans if logistic else kind)(setting_of(config, of, frame, temperature, critical, device, leading))
 
         saved = _saved(checkpoints, comm)
         if saved is not None:
@@ -142,7 +144,7 @@ def fit_rows(
                 within = within_temperature(passes, state.prototypes, frame, facts, config.precision)
                 seeding["temperature"] = max(AUTO_FRACTION_WITHIN * within, LEAST_FRACTION * temperature)
             of_goal = seeding["temperature"]
-        goal = kind(setting_of(config, facts, frame, of_goal, critical, device))
+        goal = kind(setting_of(config, facts, frame, of_goal, critical, device, leading))
         if logistic and saved is None:
             state = goal.begin(state.prototypes)
         report(
@@ -285,6 +287,7 @@ def setting_of(
     temperature: float,
     critical: float | None,
     device: torch.device,
+    directions: Tensor | None = None,
 ) -> Setting:
     """What `config` asks of an objective on rows of these moments."""
     target = None if config.marginal is None else torch.tensor(config.marginal, dtype=torch.float64)
@@ -305,7 +308,18 @@ def setting_of(
         approximate=config.approximate and (config.assignment == "approximate" or device.type == "cpu"),
         max_miss=config.max_miss,
         device=device,
+        directions=directions,
     )
+
+
+def directions_of(look: Survey, frame: Frame, config: FitConfig, device: torch.device) -> Tensor | None:
+    """Directions of the sample, where hard steps on the CPU may be faster with them."""
+    sample, rows = look.sample_rows, look.extent.rows
+    if not OBJECTIVES[config.objective].hard or device.type != "cpu":
+        return None
+    if not worthwhile(rows, config.clusters, sample.shape[1]):
+        return None
+    return directions(frame(sample[:: -(-len(sample) // SAMPLE_ROWS)]))
 
 
 def _assignment(
@@ -321,7 +335,8 @@ def _assignment(
             labels[first : first + len(tile)] = tile.cpu()
 
     scores = goal.scores(state)
-    local = hard_statistics(scores, frame, precision=goal.setting.precision, on_labels=keep)
+    setting = goal.setting
+    local = hard_statistics(scores, frame, precision=setting.precision, directions=setting.directions, on_labels=keep)
     fields = cluster_fields(len(scores), facts.rows, facts.max_weight, facts.bound, hard=True)
     statistics = passes.sum(fields, local)
     counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()

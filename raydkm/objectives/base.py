@@ -124,6 +124,8 @@ class Setting:
         Whether a hard objective assigns approximately, while it misses no more than `max_miss` of the sampled rows.
     max_miss : float
     device : torch.device
+    directions : Tensor (d, d) of float64, optional
+        Of the rows, for hard assignments; see `raydkm.ops.hard.HardAssignment`.
     """
 
     clusters: int
@@ -142,6 +144,7 @@ class Setting:
     approximate: bool = False
     max_miss: float = 0.01
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    directions: Tensor | None = None
 
 
 class Objective(ABC):

@@ -66,7 +66,10 @@ class DistanceObjective(Objective):
             part, rows = EFFORTS[state.effort], self.setting.moments.rows
             return approximate_statistics(self.scores(state), frame, part, rows, precision=self.setting.precision)
         if self.hard:
-            return hard_statistics(self.scores(state), frame, precision=self.setting.precision)
+            setting = self.setting
+            return hard_statistics(
+                self.scores(state), frame, precision=setting.precision, directions=setting.directions
+            )
         return soft_statistics(self.scores(state), frame, low_precision_sums=self.setting.precision == "bf16")
 
     def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:

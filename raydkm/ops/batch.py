@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raydkm.ops.frame import Frame
+from raydkm.ops.workspace import Workspace
 
 #: Rows in a canonical batch. Results depend on this number (in the last bits), so it is not a setting.
 BATCH_ROWS = 4096
@@ -51,9 +52,15 @@ class Batch:
             return self.weight
         return torch.ones(len(self), dtype=torch.float64, device=self.rows.device)
 
-    def tiles(self, frame: Frame, columns: int, numbers: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield (range in the batch, z), of so few rows that z and a product of `columns` columns have `numbers`."""
+    def tiles(
+        self, frame: Frame, columns: int, numbers: int, buffer: Workspace | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Yield (range in the batch, z), of so few rows that z and a product of `columns` columns have `numbers`.
+
+        With a buffer, each z is overwritten by the thread's next one.
+        """
         size = min(BATCH_ROWS, max(128, numbers // max(columns, self.rows.shape[1]) // 64 * 64))
         for start in range(0, len(self), size):
             where = slice(start, start + size)
-            yield where, frame(self.rows[where])
+            rows = self.rows[where]
+            yield where, frame(rows, None if buffer is None else buffer("tile", rows.shape, rows, frame.dtype))

@@ -40,11 +40,14 @@ class Frame:
             x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
         return x
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(n, d) of any numeric dtype → z (n, d) of `self.dtype`."""
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """(n, d) of any numeric dtype → z (n, d) of `self.dtype`, in `out` if that is given."""
         normal = self.normalise(x)
-        shift = self.shift.to(normal)
-        return (normal.sub(shift) if normal is x else normal.sub_(shift)).to(self.dtype)
+        if out is None or normal.dtype != self.dtype:
+            shift = self.shift.to(normal)
+            z = (normal.sub(shift) if normal is x else normal.sub_(shift)).to(self.dtype)
+            return z if out is None else out.copy_(z)
+        return torch.sub(normal, self.shift.to(normal), out=out)
 
     def centred_at(self, origin: Tensor) -> Frame:
         return replace(self, shift=origin.to(torch.float32).to(torch.float64))

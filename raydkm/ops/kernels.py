@@ -14,7 +14,7 @@ from numba import njit
 #: Columns of scores are a multiple of this: the width of the blocks that `decide` looks for candidates in.
 BLOCK = 64
 
-#: Candidates of a row that are kept; a row with more is decided among all prototypes.
+#: Candidates of a row that float32 may not tell apart; a row with more is decided among all prototypes.
 MOST = 256
 
 #: Below all scores. The kernels are compiled for finite numbers.
@@ -87,65 +87,134 @@ def _first_of_best(z, i, norm, theta, size, bias, some, count, tie):  # type: ig
 
 
 @_compiled
-def decide(approximate, offset, margin, z, norm, theta, size, bias, rounding, tie, labels):  # type: ignore[no-untyped-def]
-    """Write the label (n,) of each row: see `raydkm.ops.hard`; return how many candidates there were.
+def leave_over(z, head, hidden, leading):  # type: ignore[no-untyped-def]
+    """Write head (n, h) and beside it what it leaves over of z (n, d): the root of the difference of their squares.
+
+    To the difference comes `hidden` of ||z||^2, for rounding, and to the root what squares that underflow may hide.
+    """
+    last, lost = head.shape[1], LOST * math.sqrt(z.shape[1])
+    for i in range(z.shape[0]):
+        whole, seen = np.float32(0.0), np.float32(0.0)
+        for j in range(z.shape[1]):
+            whole += z[i, j] * z[i, j]
+        for j in range(last):
+            value = head[i, j]
+            leading[i, j] = value
+            seen += value * value
+        leading[i, last] = math.sqrt(max(0.0, np.float64(whole) - np.float64(seen)) + hidden * whole) + lost
+
+
+@_compiled
+def _not_above(value, lowest, numbers):  # type: ignore[no-untyped-def]
+    """A number of the dtype of `numbers`, not above `value` but for what comparing whole numbers with it does not see.
+
+    Conversion to whole numbers cuts off towards zero, between two of them.
+    """
+    return numbers.dtype.type(max(value - abs(value) * 2.0**-22, lowest))
+
+
+@_compiled
+def decide(  # type: ignore[no-untyped-def]
+    approximate, offset, lowest, unit, error, left, z, norm, theta, size, bias, rounding, tie, labels
+):
+    """Write the label (n,) of each row: see `raydkm.ops.hard`; return how many scores were computed again.
+
+    A row's prototype of the highest bound is scored in float32. Candidates are those whose bound reaches that score, or
+    that of a better candidate before them; those whose float32 scores do not tell them apart are scored in float64.
 
     Parameters
     ----------
-    approximate, offset, margin : (n, columns), (columns,), (n,) of int32 or float32
-        Scores without their biases, the biases, and what two sums of them may differ by in error.
-    z, norm : (n, d), (n,)
+    approximate, offset : (n, columns), (columns,) of int32 or float32
+        No score is above unit (approximate + offset) + error[0] left + error[1] norm + error[2].
+    lowest : float
+        The least number of their dtype.
+    unit : float
+    error : (float, float, float)
+    left, norm : (n,)
+        Of the rows: what the screen's precision leaves of them, and their length or a bit more.
+    z : (n, d)
     theta, size, bias : (K, d) of float32, (K,) of float64, (K,) of float32
-        Prototypes, their norms and biases.
+        Prototypes, their lengths and biases.
     rounding : (float, float)
-        The error of a float32 score is at most the first number times the row's norm and the second.
+        The error of a float32 score is at most the first number times the row's length and the second.
     tie : float
         Scores tie within this part of norm size + |bias|.
     """
     clusters, blocks = theta.shape[0], approximate.shape[1] // BLOCK
+    number = approximate.dtype.type
     peak = np.empty(blocks, approximate.dtype)
-    some, value = np.empty(MOST + BLOCK + 1, np.int64), np.empty(MOST, np.float32)
-    everyone = np.arange(clusters)
-    candidates = 0
+    some, value, few = np.empty(MOST, np.int64), np.empty(MOST, np.float32), np.empty(BLOCK + 1, np.int64)
+    everyone, offsets = np.arange(clusters), offset.copy()  # a view of what threads share would be counted by all
+    per_unit, computed = 1.0 / unit, 0
     for i in range(approximate.shape[0]):
         for b in range(blocks):
-            most = peak.dtype.type(approximate[i, b * BLOCK] + offset[b * BLOCK])
+            most = number(approximate[i, b * BLOCK] + offset[b * BLOCK])
             for k in range(b * BLOCK, b * BLOCK + BLOCK):
-                score = peak.dtype.type(approximate[i, k] + offset[k])
-                if score > most:
-                    most = score
+                bound = number(approximate[i, k] + offset[k])
+                if bound > most:
+                    most = bound
             peak[b] = most
-        best = peak[0]
+        top = 0
         for b in range(blocks):
-            if peak[b] > best:
-                best = peak[b]
-        least = best - margin[i]
+            if peak[b] > peak[top]:
+                top = b
+        # views of blocks: with indices into whole arrays these loops are not vectorised
+        part, of = approximate[i, top * BLOCK : top * BLOCK + BLOCK], offsets[top * BLOCK : top * BLOCK + BLOCK]
+        before = np.int32(0)
+        for t in range(BLOCK):
+            before = max(before, np.int32(BLOCK - t) * np.int32(number(part[t] + of[t]) == peak[top]))
+        first = top * BLOCK + BLOCK - before
 
-        count = 0
+        near = 2.0 * (rounding[0] * norm[i] + rounding[1])
+        lower = near + error[0] * left[i] + error[1] * norm[i] + error[2]
+        score_of_first = best = _product(z, i, theta, first) + bias[first]
+        least = _not_above((best - lower) * per_unit, lowest, offset)
+        computed += 1
+        some[0], count = first, 0
         for b in range(blocks):
-            if peak[b] >= least and count <= MOST:
-                for k in range(b * BLOCK, min(b * BLOCK + BLOCK, clusters)):
-                    some[count] = k  # overwritten unless it counts: a branch here would be mispredicted
-                    count += approximate[i, k] + offset[k] >= least
-        candidates += clusters if count > MOST or count == 0 else count
-        if count > MOST or count == 0:
+            if peak[b] < least or count == MOST:
+                continue
+            part, of = approximate[i, b * BLOCK : b * BLOCK + BLOCK], offsets[b * BLOCK : b * BLOCK + BLOCK]
+            hits, places = np.int32(0), np.int32(0)
+            for t in range(BLOCK):
+                hit = np.int32(number(part[t] + of[t]) >= least)
+                hits += hit
+                places += hit * np.int32(t)
+            found = np.int64(hits)
+            few[0] = b * BLOCK + places
+            if hits > 1:
+                found = 0
+                for t in range(min(BLOCK, clusters - b * BLOCK)):
+                    few[found] = b * BLOCK + t  # overwritten unless it counts: a branch here would be mispredicted
+                    found += number(part[t] + of[t]) >= least
+            if b == top and found == 1:  # that of the highest bound
+                some[count], value[count] = first, score_of_first
+                count += 1
+                continue
+            computed += found
+            for t in range(found):
+                k = few[t]
+                score = _product(z, i, theta, k) + bias[k]
+                if score > best:
+                    best = score
+                    least = _not_above((best - lower) * per_unit, lowest, offset)
+                if score >= best - near and count < MOST:
+                    some[count], value[count] = k, score
+                    count += 1
+        if count == MOST:
+            computed += clusters
             labels[i] = _first_of_best(z, i, norm, theta, size, bias, everyone, clusters, tie)
             continue
         if count > 1:
-            highest = value.dtype.type(LEAST_SCORE)
+            nearest = 0
             for t in range(count):
-                value[t] = _product(z, i, theta, some[t]) + bias[some[t]]
-                highest = max(highest, value[t])
-            lowest = highest - 2.0 * (rounding[0] * norm[i] + rounding[1])
-            near = 0
-            for t in range(count):
-                if value[t] >= lowest:
-                    some[near] = some[t]
-                    near += 1
-            if near > 1:
-                some[0] = _first_of_best(z, i, norm, theta, size, bias, some, near, tie)
+                if value[t] >= best - near:
+                    some[nearest] = some[t]
+                    nearest += 1
+            if nearest > 1:
+                some[0] = _first_of_best(z, i, norm, theta, size, bias, some, nearest, tie)
         labels[i] = some[0]
-    return candidates
+    return computed
 
 
 @_compiled

@@ -46,14 +46,14 @@ def logistic_fields(scores: Scores, rows: int, max_weight: float, bound: Tensor)
 
 def logistic_statistics(scores: Scores, alpha: float, log_s: Tensor, frame: Frame) -> Local:
     """The sums of `logistic_fields`, rounded batch by batch; `scores` are the logits l."""
-    assign = LogisticAssignment(scores, alpha, log_s)
+    assign, buffer = LogisticAssignment(scores, alpha, log_s), Workspace()
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
         counts, posterior_counts = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.bias.device)
         gradient = torch.zeros_like(scores.prototypes)
         entropy, cross = 0.0, 0.0
-        for where, z in batch.tiles(frame, len(scores), SOFT_TILE):
+        for where, z in batch.tiles(frame, len(scores), SOFT_TILE, buffer):
             difference, *terms = assign(z, weight[where], counts, posterior_counts)
             gradient.addmm_(difference.T, z)
             entropy, cross = entropy + terms[0], cross + terms[1]

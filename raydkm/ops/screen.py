@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from raydkm.ops.kernels import BLOCK, LEAST_SCORE, LOST, quantise
+from raydkm.ops.leading import Leading
 from raydkm.ops.rates import multiplies_int8
 from raydkm.ops.scores import Scores
 from raydkm.ops.workspace import Workspace
@@ -31,13 +32,15 @@ FARTHEST = 2**29
 class Screened(NamedTuple):
     """What a screen says of a tile; all of it is overwritten by the thread's next call.
 
-    Scores are ``approximate[i, k] + bias[k]``, in any unit and with any offset of a row.
+    No score_ik is above ``unit (approximate[i, k] + bias[k]) + error[0] left[i] + error[1] norm[i] + error[2]``.
     """
 
-    approximate: Tensor  # (n, columns)
-    bias: Tensor  # (columns,), of the same dtype; of columns beyond K lower than any score
-    margin: Tensor  # (n,), of the same dtype: what two scores of a row may differ by in error
-    norm: Tensor  # (n,) of the rows
+    approximate: Tensor  # (n, columns) of int32 or float
+    bias: Tensor  # (columns,) of the same dtype; of columns beyond K lower than any score
+    unit: float
+    error: tuple[float, float, float]
+    left: Tensor  # (n,) lengths of what rounding leaves of the rows
+    norm: Tensor  # (n,) of the rows, or a bit more
 
 
 class Screen(ABC):
@@ -49,8 +52,7 @@ class Screen(ABC):
     def __init__(self, scores: Scores):
         self.scores = scores
         self.columns = -(-len(scores) // BLOCK) * BLOCK
-        self.size = torch.linalg.vector_norm(scores.prototypes, dim=1, dtype=torch.float64)
-        self.norm = float(self.size.max()) * SLACK + LOST * scores.prototypes.shape[1] ** 0.5
+        self.norm = longest(scores)
         self.bias = float(scores.bias.abs().max())
         self._buffer = Workspace()
 
@@ -74,11 +76,12 @@ class FullScreen(Screen):
         super().__init__(scores)
         self._theta_t = self._padded(scores.prototypes).T
         self._bias = self._padded(scores.bias, LEAST_SCORE)
+        self._error = (0.0, *rounding(scores))
 
     def __call__(self, z: Tensor) -> Screened:
         product = torch.mm(z, self._theta_t, out=self._buffer("product", (len(z), self.columns), z))
-        norm, (relative, absolute) = self._norms(z), rounding(self)
-        return Screened(product, self._bias, norm.mul(2 * relative).add_(2 * absolute), norm)
+        norm = self._norms(z)
+        return Screened(product, self._bias, 1.0, self._error, norm, norm)
 
 
 class BFloat16Screen(Screen):
@@ -89,19 +92,19 @@ class BFloat16Screen(Screen):
         low = scores.prototypes.to(torch.bfloat16)
         self._low_t = self._padded(low).T.contiguous()
         self._bias = self._padded(scores.bias, LEAST_SCORE)
-        self._residual = float(torch.linalg.vector_norm(scores.prototypes.double() - low.double(), dim=1).max())
+        residual = float(torch.linalg.vector_norm(scores.prototypes.double() - low.double(), dim=1).max())
+        product = 2.0**-8 * 1.01 + 2.0**-22 * scores.prototypes.shape[1]  # of a bf16 result, of d additions in float32
+        of_left = (self.norm + residual) * SLACK * (1 + product)
+        of_norm = residual * SLACK + product * (self.norm + residual)
+        self._error = (of_left, of_norm, 2.0**-22 * self.bias + 1e-37)
 
     def __call__(self, z: Tensor) -> Screened:
         low = self._buffer("low", z.shape, z, torch.bfloat16).copy_(z)
         product = self._buffer("low_product", (len(z), self.columns), z, torch.bfloat16)
         torch.mm(low, self._low_t, out=product)
-        norm, left = self._norms(z), torch.linalg.vector_norm(z - low, dim=1).add_(LOST * z.shape[1] ** 0.5)
-        product_error = 2.0**-8 * 1.01 + 2.0**-22 * z.shape[1]  # of a bf16 result, of d additions in float32
-        error = left.mul_((self.norm + self._residual) * SLACK * (1 + product_error)).add_(
-            norm, alpha=self._residual * SLACK + product_error * (self.norm + self._residual)
-        )
-        margin = error.add_(2.0**-22 * self.bias + 1e-37).mul_(2)
-        return Screened(self._buffer("product", product.shape, z).copy_(product), self._bias, margin, norm)
+        left = torch.linalg.vector_norm(z - low, dim=1).add_(LOST * z.shape[1] ** 0.5)
+        approximate = self._buffer("product", product.shape, z).copy_(product)
+        return Screened(approximate, self._bias, 1.0, self._error, left, self._norms(z))
 
 
 class Int8Screen(Screen):
@@ -119,7 +122,7 @@ class Int8Screen(Screen):
         quantise(theta.contiguous().numpy(), np.float32(self._step), codes.numpy(), *left.numpy())
         self._residual = float(left[1].max()) * SLACK
         self._codes_t = codes.T
-        self._of_rows: tuple[float, Tensor] | None = None
+        self._of_rows: tuple[float, Tensor, float, tuple[float, float, float]] | None = None
 
     @staticmethod
     def fits(scores: Scores) -> bool:
@@ -129,36 +132,66 @@ class Int8Screen(Screen):
     def __call__(self, z: Tensor) -> Screened:
         if self._of_rows is None:
             self._of_rows = self._for_rows_like(z)
-        step, bias = self._of_rows
-        unit = step * self._step
+        step, bias, unit, error = self._of_rows
         codes = self._buffer("codes", z.shape, z, torch.int8)
         norm, left = self._buffer("norm", z.shape[:1], z), self._buffer("left", z.shape[:1], z)
         quantise(z.numpy(), np.float32(step), codes.numpy(), norm.numpy(), left.numpy())
         product = self._buffer("product", (len(z), self.columns), z, torch.int32)
         torch._int_mm(codes, self._codes_t, out=product)
-        # ||z'|| <= ||z|| + ||z - z'||; a bias is rounded to a whole unit
-        error = left.double().mul_((self.norm + self._residual) * SLACK).add_(norm, alpha=self._residual * SLACK)
-        whole = 2.0**31 if self.bias >= FARTHEST * unit else 2.0
-        margin = error.mul_(2 / unit).add_(whole).ceil_().clamp_(max=2.0**31 - 1).to(torch.int32)
-        return Screened(product, bias, margin, norm)
+        return Screened(product, bias, unit, error, left, norm)
 
-    def _for_rows_like(self, z: Tensor) -> tuple[float, Tensor]:
-        """The step of rows, and the biases in units of both steps: the step that leaves the least of z."""
-        largest = max(float(z.abs().max()), 1e-30)
+    def _for_rows_like(self, z: Tensor) -> tuple[float, Tensor, float, tuple[float, float, float]]:
+        """The step of rows, that leaves the least of z; the biases in units of both steps, the unit, and the error."""
+        some = z[:256]
+        largest = max(float(some.abs().max()), 1e-30)
 
         def left(step: float) -> float:
-            return float((z - (z / step).round_().clamp_(-127, 127).mul_(step)).square().sum())
+            return float((some - (some / step).round_().clamp_(-127, 127).mul_(step)).square().sum())
 
         step = float(np.float32(min((largest * part / 127 for part in (1.0, 0.7, 0.5, 0.35)), key=left)))
-        bias = torch.round(self.scores.bias.double() / (step * self._step)).clamp_(-FARTHEST, FARTHEST)
-        return step, self._padded(bias, -2.0 * FARTHEST).to(torch.int32)
+        unit = step * self._step
+        bias = torch.round(self.scores.bias.double() / unit).clamp_(-FARTHEST, FARTHEST)
+        of_bias = unit + (self.bias if self.bias >= FARTHEST * unit else 0.0)  # it is rounded, or cut off
+        # ||z'|| <= ||z|| + ||z - z'||
+        error = ((self.norm + self._residual) * SLACK, self._residual * SLACK, of_bias)
+        return step, self._padded(bias, -2.0 * FARTHEST).to(torch.int32), unit, error
+
+
+class LeadingScreen(Screen):
+    """Another screen, of bounds by leading directions.
+
+    Parameters
+    ----------
+    scores : Scores
+    leading : Leading
+    kind : type of Screen
+    """
+
+    def __init__(self, scores: Scores, leading: Leading, kind: type[Screen]):
+        super().__init__(scores)
+        self._leading = leading
+        self._inner = kind(Scores(leading(scores.prototypes).clone(), scores.bias, scores.temperature))
+        self._more = (2 * leading.error + leading.error**2) * self.norm * SLACK
+
+    def __call__(self, z: Tensor) -> Screened:
+        found = self._inner(self._leading(z))
+        of_left, of_norm, absolute = found.error
+        return found._replace(error=(of_left, of_norm + self._more, absolute))
 
 
 SCREENS: dict[str, type[Screen]] = {"fp32": FullScreen, "bf16": BFloat16Screen, "int8": Int8Screen}
 
 
-def rounding(screen: Screen) -> tuple[float, float]:
+def longest(scores: Scores) -> float:
+    """A bound of the prototypes' lengths."""
+    theta = scores.prototypes
+    size = torch.linalg.vector_norm(theta, dim=1, dtype=torch.float64)
+    return float(size.max()) * SLACK + LOST * theta.shape[1] ** 0.5
+
+
+def rounding(scores: Scores) -> tuple[float, float]:
     """The error of a score in the precision of the prototypes: at most so many times the row's norm, and so much."""
-    theta = screen.scores.prototypes
+    theta = scores.prototypes
     unit = torch.finfo(theta.dtype).eps
-    return unit * (theta.shape[1] + 2) * screen.norm * SLACK, 2 * unit * screen.bias + 1e-37
+    bias = float(scores.bias.abs().max())
+    return unit * (theta.shape[1] + 2) * longest(scores) * SLACK, 2 * unit * bias + 1e-37

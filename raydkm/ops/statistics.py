@@ -20,6 +20,7 @@ from raydkm.ops.fused import fused_hard_statistics, fused_soft_statistics, serve
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.scores import Scores
 from raydkm.ops.soft import SoftAssignment
+from raydkm.ops.workspace import Workspace
 
 Local = Callable[[Batch, Statistics], None]
 
@@ -55,19 +56,25 @@ def cluster_fields(clusters: int, rows: int, max_weight: float, bound: Tensor, *
 
 
 def hard_statistics(
-    scores: Scores, frame: Frame, *, precision: str, on_labels: Callable[[int, Tensor], None] | None = None
+    scores: Scores,
+    frame: Frame,
+    *,
+    precision: str,
+    directions: Tensor | None = None,
+    on_labels: Callable[[int, Tensor], None] | None = None,
 ) -> Local:
     """n and S for q_i = the indicator of argmax_k score_ik, rounded row by row.
 
+    `precision` and `directions` are those of `HardAssignment`;
     `on_labels(first, labels)` is called with the labels of each tile and the position of its first row.
     """
     if precision != "fp32" and serves(scores):
         return fused_hard_statistics(scores, frame, on_labels=on_labels)
-    assign = HardAssignment(scores, precision)
+    assign, buffer = HardAssignment(scores, precision, directions), Workspace()
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        for where, z in batch.tiles(frame, len(scores), HARD_TILE):
+        for where, z in batch.tiles(frame, len(scores), HARD_TILE, buffer):
             labels = assign(z)
             add_assigned(into, labels, z, weight[where], weighted=batch.weight is not None)
             if on_labels is not None:
@@ -87,13 +94,13 @@ def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -
     """n, S and H for q_i = softmax_k(2 score_ik / T), rounded batch by batch."""
     if serves(scores):
         return fused_soft_statistics(scores, frame, low_precision_sums=low_precision_sums)
-    assign = SoftAssignment(scores)
+    assign, buffer = SoftAssignment(scores), Workspace()
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
         counts = torch.zeros_like(scores.bias, dtype=torch.float64)
         sums, entropy = torch.zeros_like(scores.prototypes), 0.0
-        for where, z in batch.tiles(frame, len(scores), SOFT_TILE):
+        for where, z in batch.tiles(frame, len(scores), SOFT_TILE, buffer):
             q, uncertainty = assign.targets(z, weight[where], counts)
             if low_precision_sums:
                 sums += torch.mm(q.T.to(torch.bfloat16), z.to(torch.bfloat16))

@@ -10,8 +10,9 @@ from torch import Tensor
 from raydkm.ops import screen
 from raydkm.ops.hard import TIE, HardAssignment
 from raydkm.ops.kernels import LOST
+from raydkm.ops.leading import Leading, directions
 from raydkm.ops.scores import Scores
-from raydkm.ops.screen import FARTHEST, SCREENS, FullScreen, Int8Screen
+from raydkm.ops.screen import SCREENS, FullScreen, Int8Screen, LeadingScreen, Screen
 
 CPU = torch.device("cpu")
 
@@ -159,7 +160,7 @@ def test_tensor_operations_decide_as_the_kernel_does(case) -> None:  # they are 
 def test_a_screen_that_leaves_too_many_candidates_is_given_up() -> None:
     z, prototypes = tight_bundle(torch.Generator().manual_seed(0), 300, 16, 200)
     assign = HardAssignment(scores_of(prototypes), "int8")
-    assert isinstance(assign._screen, Int8Screen)
+    assert isinstance(assign._chosen(z), Int8Screen)
     assign(z)
     assert isinstance(assign._screen, FullScreen)
 
@@ -176,24 +177,56 @@ def test_a_screen_is_given_up_for_rows_with_more_candidates_than_are_kept() -> N
 def test_8_bits_are_not_used_where_their_products_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(screen, "multiplies_int8", lambda: False)
     assign = HardAssignment(scores_of(torch.randn(5, 7)), "int8")
+    assign(torch.randn(3, 7))
     assert isinstance(assign._screen, FullScreen)
 
 
+@pytest.mark.parametrize("leads", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 2**31), d=st.sampled_from([2, 3, 30, 300]))
-def test_the_margin_covers_the_error_between_any_two_scores(case, precision: str, seed: int, d: int) -> None:
+def test_no_score_is_above_its_bound(case, precision: str, leads: bool, seed: int, d: int) -> None:
     z, prototypes = case(torch.Generator().manual_seed(seed), 100, d, 80)
-    scores = scores_of(prototypes)
-    chosen = SCREENS[precision](scores)
+    scores, kind = scores_of(prototypes), SCREENS[precision]
+    if leads:
+        chosen: Screen = LeadingScreen(scores, Leading(directions(z)[:, : (d + 1) // 2]), kind)
+    else:
+        chosen = kind(scores)
     found = chosen(z)
-    unit = chosen._of_rows[0] * chosen._step if isinstance(chosen, Int8Screen) else 1.0
     exact = z.double() @ scores.prototypes.double().T + scores.bias.double()
-    approximate = (found.approximate.double() + found.bias.double())[:, :80] * unit
-    error = approximate - exact
-    within = error.amax(1) - error.amin(1) <= found.margin.double() * unit + 1e-35
-    assert bool((within | (found.margin >= 2 * FARTHEST) if precision == "int8" else within).all())
+    bound = (found.approximate.double() + found.bias.double())[:, :80] * found.unit
+    of_left, of_norm, absolute = found.error
+    error = of_left * found.left.double() + of_norm * found.norm.double() + absolute
+    assert bool((exact <= bound + error[:, None] + 1e-35).all())
+    assert bool((found.norm.double() >= torch.linalg.vector_norm(z.double(), dim=1) * (1 - 1e-5)).all())
+
+
+def decaying(g: torch.Generator, n: int, d: int, k: int) -> tuple[Tensor, Tensor]:
+    """Rows around prototypes, whose later columns vary less."""
+    scale = torch.arange(1, d + 1) ** -0.75
+    prototypes = normal(g, k, d) * scale
+    return prototypes[torch.randint(k, (n,), generator=g)] + 0.5 * normal(g, n, d) * scale, prototypes
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("case", [*CASES, decaying], ids=lambda case: case.__name__)
+def test_directions_change_no_label(case, precision: str) -> None:
+    z, prototypes = case(torch.Generator().manual_seed(1), 400, 256, 1500)
+    assign = HardAssignment(scores_of(prototypes), precision, directions(z))
+    assert torch.equal(assign(z), reference(assign._scores, z))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_few_directions_are_taken_where_they_tell_prototypes_apart(precision: str) -> None:
+    g = torch.Generator().manual_seed(1)
+    z, prototypes = decaying(g, 400, 512, 4000)
+    assign = HardAssignment(scores_of(prototypes), precision, directions(z))
+    assign(z)
+    assert isinstance(assign._screen, LeadingScreen)
+    none = HardAssignment(scores_of(normal(g, 4000, 512)), precision, directions(normal(g, 400, 512)))
+    none(normal(g, 400, 512))
+    assert not isinstance(none._screen, LeadingScreen)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

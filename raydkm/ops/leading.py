@@ -1,0 +1,81 @@
+"""Upper bounds of scores from few coordinates: those in which the rows vary most, and the length of what is left.
+
+For any V (d, h) with V V' <= I, the matrix M = I - V V' is positive semi-definite, and by Cauchy and Schwarz
+
+    z . theta = (V'z) . (V'theta) + z'M theta <= (V'z) . (V'theta) + sqrt(z'Mz) sqrt(theta'M theta),
+
+which is a product of vectors of h + 1 coordinates. With V the leading eigenvectors of the rows' covariance little is
+left over, so that a quarter of a product or less tells nearly all prototypes from the best one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from raydkm.ops.kernels import leave_over
+from raydkm.ops.workspace import Workspace
+
+#: So much is V shortened, that its rounding to float32 leaves V V' <= I; d is far below 10^4 squared.
+SHORTER = 1 - 1e-5
+
+#: Rows that directions are found from.
+SAMPLE_ROWS = 4096
+
+#: With fewer dimensions than this there is little to gain.
+LEAST_DIMENSIONS = 128
+
+#: Scores of a step for each dimension squared, from which a step takes about as long as finding the directions once.
+LEAST_SCORES = 350
+
+
+def worthwhile(rows: int, clusters: int, dim: int) -> bool:
+    """Whether steps may gain as much by leading directions as finding them takes."""
+    return dim >= LEAST_DIMENSIONS and rows * clusters >= LEAST_SCORES * dim**2
+
+
+def directions(z: Tensor) -> Tensor:
+    """Orthonormal directions (d, d) float64 of rows z (n, d), those of the largest mean square first."""
+    z = z.double()
+    return torch.linalg.eigh(z.T @ z).eigenvectors.flip(1)
+
+
+class Leading:
+    """The first h of given directions, and what is left of vectors beside them.
+
+    Parameters
+    ----------
+    basis : Tensor (d, h) of float64
+        Orthonormal columns.
+    """
+
+    def __init__(self, basis: Tensor):
+        dim, width = basis.shape
+        self._basis = (basis @ cosines(width) * SHORTER).to(torch.float32)
+        #: ||computed V'z - V'z|| is at most so much of ||z||, by the bound of sums of d products.
+        self.error = (dim + 2) * 2.0**-24 * width**0.5 * 1.01
+        self._hidden = 2 * self.error + 2 * (dim + width) * 2.0**-24  # of ||z||^2, in its difference to ||V'z||^2
+        self._buffer = Workspace()
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """V'z and a bound of sqrt(z'Mz) (n, h + 1) of z (n, d) float32; overwritten by the thread's next call."""
+        width = self._basis.shape[1]
+        head, found = self._buffer("head", (len(z), width), z), self._buffer("leading", (len(z), width + 1), z)
+        torch.mm(z, self._basis, out=head)
+        leave_over(z.numpy(), head.numpy(), self._hidden, found.numpy())
+        return found
+
+
+def cosines(size: int) -> Tensor:
+    """The orthogonal matrix of a discrete cosine transform: it makes coordinates alike, which 8 bits hold best."""
+    angles = torch.arange(size, dtype=torch.float64)[:, None] * (torch.arange(size, dtype=torch.float64) + 0.5)
+    matrix = torch.cos(angles * (math.pi / size)).mul_((2 / size) ** 0.5)
+    matrix[0] /= 2**0.5
+    return matrix
+
+
+def widths(dim: int) -> list[int]:
+    """How many directions are worth a try, from few to many."""
+    return [width for part in (8, 4, 2) if (width := dim // part // 16 * 16 - 1) > 0]
