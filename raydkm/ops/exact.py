@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydkm.ops.kernels import add_rows
+from raydkm.ops.kernels import add_numbers, add_rows
 
 # Adding 1.5 * 2^52 to a float64 |x| < 2^51 rounds x to the nearest integer and leaves that integer in the
 # low bits of the sum: a rounding conversion to int64 in one vectorised addition.
@@ -103,17 +103,20 @@ class Statistics:
     def add(self, name: str, x: Tensor | float) -> None:
         """Round `x` to the field's grid and add it in place."""
         part, grid = self._parts[name]
-        x = x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
-        units = grid.units(x.to(part.device))
+        units = grid.units(x.to(part.device)) if isinstance(x, Tensor) else int(np.rint(x * float(grid.scale)))
         with self._lock:
             part += units
 
     def add_rows(self, name: str, index: Tensor, x: Tensor) -> None:
-        """Round every row of `x` (n, d) and add it to row ``index[i]`` of the field (K, d), in place."""
+        """Round every row of `x` (n, d) or (n,), and add it to row ``index[i]`` of the field (K, d) or (K,)."""
         part, grid = self._parts[name]
-        if part.device.type == "cpu" and x.dim() == 2:
+        if part.device.type == "cpu":
+            whose, rows = index.numpy(), x.contiguous().numpy()
             with self._lock:
-                add_rows(part.numpy(), index.numpy(), x.contiguous().numpy(), grid.scale.expand(x.shape[1]).numpy())
+                if x.dim() == 1:
+                    add_numbers(part.numpy(), whose, rows, float(grid.scale))
+                else:
+                    add_rows(part.numpy(), whose, rows, grid.scale.expand(x.shape[1]).numpy())
             return
         index, units = index.to(part.device), grid.units(x.to(part.device))
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -44,10 +45,17 @@ class Frame:
         """(n, d) of any numeric dtype → z (n, d) of `self.dtype`, in `out` if that is given."""
         normal = self.normalise(x)
         if out is None or normal.dtype != self.dtype:
-            shift = self.shift.to(normal)
+            shift = self._shift_of(normal)
             z = (normal.sub(shift) if normal is x else normal.sub_(shift)).to(self.dtype)
             return z if out is None else out.copy_(z)
-        return torch.sub(normal, self.shift.to(normal), out=out)
+        return torch.sub(normal, self._shift_of(normal), out=out)
+
+    def _shift_of(self, x: Tensor) -> Tensor:
+        return self._single if x.dtype == torch.float32 and x.device.type == "cpu" else self.shift.to(x)
+
+    @cached_property
+    def _single(self) -> Tensor:
+        return self.shift.float()
 
     def centred_at(self, origin: Tensor) -> Frame:
         return replace(self, shift=origin.to(torch.float32).to(torch.float64))

@@ -65,7 +65,7 @@ class HardAssignment:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Labels (n,) int64 of z (n, d)."""
-        labels = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        labels = torch.empty(len(z), dtype=torch.int64, device=z.device)
         screen = self._screen = self._screen or self._chosen(z)
         if self._native:
             self._decide_natively(screen, z.contiguous(), labels)

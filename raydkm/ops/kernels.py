@@ -227,6 +227,13 @@ def add_rows(into, index, x, scale):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def add_numbers(into, index, x, scale):  # type: ignore[no-untyped-def]
+    """Add each number of x (n,), rounded to multiples of 1 / scale, to number index[i] of `into` (K,) int64."""
+    for i in range(x.shape[0]):
+        into[index[i]] += np.int64(np.rint(np.float64(x[i]) * scale))
+
+
+@_compiled
 def shift_rows(x, least):  # type: ignore[no-untyped-def]
     """Subtract from each row of x (n, d) float32 its largest number, and raise what is below `least` to it.
 
