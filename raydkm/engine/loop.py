@@ -26,6 +26,7 @@ def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watc
         state, terms = objective.update(before, statistics)
         if terms.relocated and objective.setting.empty == "farthest":
             state = placed_at_farthest(objective, before, state, statistics["counts"].cpu(), passes)
+        del statistics, before  # the next step needs the room
         seconds = {"seconds": time.perf_counter() - began, **asdict(timing)}
         if watch(state, terms, seconds) or terms.settled:
             break

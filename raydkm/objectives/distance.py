@@ -15,7 +15,7 @@ from raydkm.objectives.base import Objective, Setting, State, Terms
 from raydkm.ops import balance
 from raydkm.ops.approximate import EFFORTS, MISS_FIELDS, approximate_statistics
 from raydkm.ops.exact import Field, Statistics
-from raydkm.ops.health import duplicates
+from raydkm.ops.health import change, duplicates
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local, cluster_fields, hard_statistics, soft_statistics
 
@@ -77,13 +77,13 @@ class DistanceObjective(Objective):
         counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
         alive = counts > 0
         means = sums.div_(counts.where(alive, torch.ones_like(counts))[:, None])
-        within = moments.square - float(counts @ means.square().sum(1))
+        within = moments.square - float(counts @ torch.linalg.vector_norm(means, dim=1).square_())
         entropy = float(statistics["entropy"]) / moments.weight
         empty, donors = self._relocation(counts)
         if setting.empty == "keep":
             prototypes = torch.where(alive[:, None], means, state.prototypes)
         else:
-            prototypes = means.index_copy(0, empty, means[donors] + self._nudge(means.shape[1]))
+            prototypes = means.index_copy_(0, empty, means[donors] + self._nudge(means.shape[1]))
         log_s, residual = state.log_s, 0.0
         if self.balance.active:
             log_s = self.balance.sweep(state.log_s, counts)
@@ -94,7 +94,7 @@ class DistanceObjective(Objective):
             if waits and bool(alive.all()):
                 prototypes = state.prototypes
                 within += float(counts @ (prototypes - means).square().sum(1))
-        shift = torch.linalg.vector_norm(prototypes - state.prototypes).item()
+        shift = change(state.prototypes, prototypes)
         missed = float(statistics["missed"] / statistics["sampled"]) if self.approximates(state) else None
         effort = state.effort + (missed is not None and missed > setting.max_miss)
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 #: Prototypes nearer to each other than this part of the scale are the same; a relocated one is laid farther off.
 SAME = 2.0**-12
+
+#: Prototypes that are compared at a time.
+AT_ONCE = 1024
 
 
 def duplicates(prototypes: Tensor, scale: float) -> int:
@@ -16,6 +21,13 @@ def duplicates(prototypes: Tensor, scale: float) -> int:
     crowd some may go uncounted.
     """
     direction = torch.cos(torch.arange(prototypes.shape[1], dtype=prototypes.dtype))
-    ordered = prototypes[torch.argsort(prototypes @ direction, stable=True)]
-    gaps = torch.linalg.vector_norm(ordered[1:] - ordered[:-1], dim=1)
-    return int((gaps <= SAME * scale).sum())
+    order = torch.argsort(prototypes @ direction, stable=True)
+    pairs = zip(order[1:].split(AT_ONCE), order[:-1].split(AT_ONCE), strict=True)
+    gaps = (torch.linalg.vector_norm(prototypes[one] - prototypes[other], dim=1) for one, other in pairs)
+    return sum(int((gap <= SAME * scale).sum()) for gap in gaps)
+
+
+def change(before: Tensor, after: Tensor) -> float:
+    """The Euclidean norm of the change of all prototypes (K, d)."""
+    parts = zip(after.split(AT_ONCE), before.split(AT_ONCE), strict=True)
+    return math.hypot(*(float(torch.linalg.vector_norm(new - old)) for new, old in parts))
