@@ -26,6 +26,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 tests/unit
 	$(BIN)/python -m pytest tests/cluster
+	$(BIN)/python -m pytest tests/serve
 
 check: install
 	$(BIN)/ruff format --check .

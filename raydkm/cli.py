@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from raydkm.config import AssignConfig, FitConfig, FitRunConfig, read_yaml
+from raydkm.config import AssignConfig, FitConfig, FitRunConfig, build, read_yaml
 from raydkm.errors import RaydkmError
+from raydkm.serve.settings import ServeAddress, ServeConfig
 
 app = typer.Typer(
     name="raydkm",
@@ -170,6 +171,25 @@ def inspect_(model: ModelPath, as_json: Json = False) -> None:
     for entry in shown:
         table.add_row(*("…" if entry is None else _text(entry[name], digits=4) for name in columns))
     Console().print(table)
+
+
+@app.command(no_args_is_help=True)
+@with_options_of(ServeConfig, ServeAddress)
+def serve(
+    *,
+    model: ModelPath,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond loopback without tokens (RAYDKM_TOKENS).")
+    ] = False,
+    options: dict[str, Any],
+) -> None:
+    """Answer HTTP requests by a model, until SIGINT or SIGTERM."""
+    from raydkm.serve.ray_serve import serve_until_signalled
+
+    names = ServeAddress.model_fields
+    address = build(ServeAddress, {name: value for name, value in options.items() if name in names})
+    config = build(ServeConfig, {name: value for name, value in options.items() if name not in names})
+    serve_until_signalled(str(model), config, address, insecure=insecure)
 
 
 @app.command()

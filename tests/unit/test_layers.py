@@ -30,6 +30,7 @@ LEVELS = {
     "engine": 6,
     "api": 7,
     "callbacks": 7,
+    "serve": 7,
     "estimator": 8,
     "cli": 8,
     "": 8,  # raydkm/__init__.py
@@ -72,6 +73,11 @@ def outside(module: str) -> set[str]:
     return {name.partition(".")[0] for name, typing_only in imports(MODULES[module]) if not typing_only}
 
 
+def is_wiring(module: str) -> bool:
+    """Whether it is one that imports ray."""
+    return module.startswith(("raydkm.engine.ray_", "raydkm.serve.ray_"))
+
+
 def test_every_module_has_a_level() -> None:
     assert {part_of(module) for module in MODULES} == set(LEVELS)
 
@@ -95,7 +101,7 @@ def test_data_know_nothing_of_the_engine_and_its_users(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_ray_and_faiss_are_imported_in_their_places_alone(module: str) -> None:
-    if not module.startswith("raydkm.engine.ray_"):
+    if not is_wiring(module):
         assert "ray" not in outside(module)
     if module != "raydkm.ops.nearest":
         assert "faiss" not in outside(module)
@@ -103,16 +109,17 @@ def test_ray_and_faiss_are_imported_in_their_places_alone(module: str) -> None:
 
 def test_the_places_of_ray_and_faiss_do_import_them() -> None:
     assert "ray" in outside("raydkm.engine.ray_train")
+    assert "ray" in outside("raydkm.serve.ray_serve")
     assert "faiss" in outside("raydkm.ops.nearest")
 
 
 def test_modules_that_import_ray_are_imported_inside_functions_alone() -> None:
     for module, path in MODULES.items():
-        if module.startswith("raydkm.engine.ray_"):
+        if is_wiring(module):
             continue
         tree = ast.parse(path.read_text())
         at_import = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module is not None}
-        assert not {name for name in at_import if name.startswith("raydkm.engine.ray_")}, module
+        assert not {name for name in at_import if is_wiring(name)}, module
 
 
 def python(code: str) -> str:

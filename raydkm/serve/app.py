@@ -1,0 +1,199 @@
+"""The HTTP interface of a replica."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from raydkm.serve.decode import decode, parse
+from raydkm.serve.errors import RefusalError
+from raydkm.serve.schemas import (
+    ARROW,
+    JSON,
+    NPY,
+    AssignReply,
+    AssignRequest,
+    ErrorReply,
+    ModelReply,
+    ReloadReply,
+    ReloadRequest,
+    reply_arrow,
+    reply_json,
+)
+from raydkm.serve.service import Service
+from raydkm.serve.tokens import Tokens
+
+logger = logging.getLogger("raydkm")
+
+_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorReply} for status in statuses}
+
+
+def _body(schema: type, **others: Any) -> dict[str, Any]:
+    content = {JSON: {"schema": schema.model_json_schema()}, **others}  # type: ignore[attr-defined]
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def create_app(service: Service, tokens: Tokens) -> FastAPI:
+    """The application of a replica; it is served by Ray Serve, or any ASGI server."""
+
+    @asynccontextmanager
+    async def follow(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(service.follow())
+        yield
+        task.cancel()
+
+    app = FastAPI(title="raydkm", version=version_of("raydkm"), lifespan=follow, docs_url=None, redoc_url=None)
+    _answer_errors_alike(app)
+
+    @app.middleware("http")
+    async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        began = time.perf_counter()
+        response = await call_next(request)
+        route = getattr(request.scope.get("route"), "path", "none")
+        service.telemetry.request(route, response.status_code, time.perf_counter() - began)
+        return response
+
+    @app.post(
+        "/v1/assign",
+        response_model=AssignReply,
+        responses={200: {"content": {ARROW: _BINARY}}, **_refusals(400, 401, 408, 413, 415, 422, 503)},
+        openapi_extra=_body(AssignRequest, **{ARROW: _BINARY, NPY: _BINARY}),
+    )
+    async def assign(
+        request: Request,
+        top: Annotated[int | None, Query(ge=1, description="As in JSON; for Arrow and .npy bodies.")] = None,
+    ) -> Response:
+        """Assign vectors to clusters. The reply is an Arrow stream where Accept asks for one."""
+        tokens.check(request.headers.get("authorization"))
+        version, config = service.version, service.config
+        kind = _kind(request)
+        if kind not in (JSON, ARROW, NPY):
+            raise RefusalError(415, f"content type {kind or 'missing'}: send one of {JSON}, {ARROW}, {NPY}")
+        body = await _read(request, config.request_megabytes, config.body_timeout)
+        rows, top = await asyncio.to_thread(decode, body, kind, version.model, top, config.request_vectors)
+        if top is not None and top > version.most:
+            raise RefusalError(422, f"top {top}: at most {version.most} here")
+        found = await service.assign(version, rows, top)
+        as_arrow = ARROW in request.headers.get("accept", "")
+        content = await asyncio.to_thread(reply_arrow if as_arrow else reply_json, found, version.checksum, top)
+        return Response(content, media_type=ARROW if as_arrow else JSON)
+
+    @app.get("/v1/model", responses=_refusals(401, 503))
+    async def model(request: Request) -> ModelReply:
+        """Tell what the model is, and how it was made."""
+        tokens.check(request.headers.get("authorization"))
+        return service.describe()
+
+    @app.post(
+        "/v1/reload",
+        response_model=ReloadReply,
+        responses=_refusals(400, 401, 403, 408, 413, 415, 422, 503),
+        openapi_extra=_body(ReloadRequest),
+    )
+    async def reload(request: Request) -> ReloadReply:
+        """Go over to another model; other replicas follow within seconds."""
+        tokens.check_admin(request.headers.get("authorization"))
+        if _kind(request) != JSON:
+            raise RefusalError(415, f"content type {_kind(request) or 'missing'}: send {JSON}")
+        asked = parse(ReloadRequest, await _read(request, 0.01, service.config.body_timeout))
+        before, after = await service.reload(asked.model)
+        return ReloadReply(name=after.name, model=after.checksum, previous=before.checksum)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Tell that the process answers."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses=_refusals(503))
+    async def readyz() -> dict[str, str]:
+        """Tell whether there is a model to assign with."""
+        return {"status": "ready", "model": service.version.checksum}
+
+    @app.get("/metrics", responses=_refusals(401, 503), response_class=Response)
+    async def metrics(request: Request) -> Response:
+        """Tell Prometheus of the replica that answers."""
+        tokens.check(request.headers.get("authorization"))
+        version = service.version
+        text = service.telemetry.text(service.batcher.waiting, version.name, version.checksum)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page() -> HTMLResponse:
+        """Show the model's report, and try a vector."""
+        return HTMLResponse(_page(), headers={"Content-Security-Policy": _PAGE_POLICY})
+
+    return app
+
+
+@cache
+def _page() -> str:
+    return Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _read(request: Request, megabytes: float, seconds: float) -> bytes:
+    """The body, within its size and its time."""
+    too_large = RefusalError(413, f"a body of more than {megabytes:g} MB", {"Connection": "close"})
+    most = megabytes * 1e6
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > most:
+        raise too_large
+
+    async def read() -> bytes:
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > most:
+                raise too_large
+        return bytes(body)
+
+    try:
+        return await asyncio.wait_for(read(), seconds)
+    except (asyncio.TimeoutError, TimeoutError):
+        raise RefusalError(408, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise RefusalError(400, "the body was not sent whole") from None
+
+
+def _answer_errors_alike(app: FastAPI) -> None:
+    """Give every error the shape of `ErrorReply`."""
+
+    @app.exception_handler(RefusalError)
+    async def refused(_: Request, error: RefusalError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(HTTPException)
+    async def unknown(_: Request, error: HTTPException) -> JSONResponse:
+        return RefusalError(error.status_code, str(error.detail), error.headers).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return RefusalError(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}").response()
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
+        return RefusalError(500, "the service failed on this request; its log says why").response()

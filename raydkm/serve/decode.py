@@ -1,0 +1,139 @@
+"""Bodies to matrices: JSON, an Arrow IPC stream or .npy, with everything unusable refused by its reason."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from raydkm.data.columns import Columns, check_rows
+from raydkm.errors import InputError
+from raydkm.model import Model
+from raydkm.serve.errors import RefusalError
+from raydkm.serve.schemas import ARROW, JSON, NPY, AssignRequest
+
+_Schema = TypeVar("_Schema", bound=BaseModel)
+
+#: A matrix of these may be assigned; other numbers have no place in a feature vector (see `Columns`).
+_DTYPES = ("float16", "float32", "float64", "int8", "uint8")
+
+
+def decode(body: bytes, kind: str, model: Model, top: int | None, most: int) -> tuple[NDArray, int | None]:
+    """Vectors (n, d) of a body, checked for `model`, and `top`, which JSON has in its body.
+
+    Raises
+    ------
+    RefusalError
+        415 for another kind of body, 413 for more than `most` vectors, 400 for one that cannot be read, 422 for vectors
+        that the model cannot take.
+    """
+    try:
+        if kind == JSON:
+            if top is not None:
+                raise RefusalError(422, "top: of a JSON request it belongs into the body, not into the query")
+            asked = parse(AssignRequest, body)
+            rows, top = _from_lists(asked.vectors, most), asked.top
+        elif kind == ARROW:
+            rows = _from_arrow(body, model)
+        elif kind == NPY:
+            rows = _from_npy(body)
+        else:
+            raise RefusalError(415, f"content type {kind or 'missing'}: send one of {JSON}, {ARROW}, {NPY}")
+        _check(rows, model, most)
+    except InputError as error:
+        raise RefusalError(422, str(error)) from None
+    return rows, top
+
+
+def parse(schema: type[_Schema], body: bytes) -> _Schema:
+    """The JSON of a body as `schema`; 400 where it is none, 422 where its values are wrong."""
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise RefusalError(400 if first["type"] == "json_invalid" else 422, reason) from None
+
+
+def _from_lists(vectors: list[list[float]], most: int) -> NDArray[np.float64]:
+    _check_count(len(vectors), most)
+    width = len(vectors[0])
+    for number, vector in enumerate(vectors):
+        if len(vector) != width:
+            raise RefusalError(422, f"vectors.{number}: {len(vector)} numbers where the vectors before have {width}")
+    return np.array(vectors, dtype=np.float64).reshape(len(vectors), width)
+
+
+def _from_arrow(body: bytes, model: Model) -> NDArray:
+    try:
+        with pa.ipc.open_stream(body) as reader:
+            schema = reader.schema
+        names = schema.names
+        columns = Columns.named(names[0] if len(names) == 1 else model.config.column, None, names)
+        columns.check(schema, "the body")
+        if _is_compressed(body):
+            raise RefusalError(415, "a compressed Arrow stream, of unknown size; send it without compression")
+        with pa.ipc.open_stream(body) as reader:
+            table = reader.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, struct.error) as error:
+        raise RefusalError(400, f"not a whole Arrow IPC stream: {str(error).splitlines()[0]}") from None
+    return columns.extract(table, "the body", 0, unit=False).rows
+
+
+def _is_compressed(body: bytes) -> bool:
+    """Whether a record batch of an Arrow stream is: field 3 of the RecordBatch, field 2 of the Message that has it."""
+    with pa.ipc.MessageReader.open_stream(pa.py_buffer(body)) as messages:
+        for message in messages:
+            if message.type == "record batch":
+                metadata = message.metadata.to_pybytes()
+                header = _field(metadata, struct.unpack_from("<I", metadata)[0], 2)
+                if header is None or _field(metadata, header, 3) is not None:
+                    return True
+    return False
+
+
+def _field(flatbuffer: bytes, table: int, number: int) -> int | None:
+    """Position of the table that is a field of another one, or None where the field is not set."""
+    layout = table - struct.unpack_from("<i", flatbuffer, table)[0]
+    if 4 + 2 * number >= struct.unpack_from("<H", flatbuffer, layout)[0]:
+        return None
+    offset = struct.unpack_from("<H", flatbuffer, layout + 4 + 2 * number)[0]
+    return table + offset + struct.unpack_from("<I", flatbuffer, table + offset)[0] if offset else None
+
+
+def _from_npy(body: bytes) -> NDArray:
+    stream = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(stream)
+    except (ValueError, KeyError) as error:
+        raise RefusalError(400, f"not an .npy array: {str(error).splitlines()[0]}") from None
+    if len(shape) != 2 or dtype.name not in _DTYPES:
+        raise RefusalError(422, f"an array {shape} of {dtype}; expected (n, d) of one of {', '.join(_DTYPES)}")
+    content = memoryview(body)[stream.tell() :]
+    if min(shape) < 0 or len(content) != shape[0] * shape[1] * dtype.itemsize:
+        raise RefusalError(400, f"not a whole .npy array: {len(content)} bytes for {shape} of {dtype}")
+    rows = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return np.ascontiguousarray(rows, dtype=dtype.newbyteorder("="))
+
+
+def _check(rows: NDArray, model: Model, most: int) -> None:
+    if not len(rows):
+        raise RefusalError(422, "no vectors")
+    _check_count(len(rows), most)
+    if rows.shape[1] != model.dim:
+        raise RefusalError(422, f"vectors of {rows.shape[1]} dimensions, the model has {model.dim}")
+    check_rows(rows, lambda row: f"vector {row}", unit=model.config.metric == "cosine")
+
+
+def _check_count(count: int, most: int) -> None:
+    if count > most:
+        raise RefusalError(413, f"{count} vectors; a request may have {most}")

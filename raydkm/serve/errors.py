@@ -1,0 +1,27 @@
+"""Refusals of a request: the status, and one sentence that says why. All errors of the service have one JSON shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi.responses import JSONResponse
+
+
+class RefusalError(Exception):
+    """A request that is not answered, with the HTTP status that says so."""
+
+    def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None):
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.headers = dict(headers or {})
+
+    def response(self) -> JSONResponse:
+        return JSONResponse({"error": self.reason}, self.status, self.headers)
+
+
+class BusyError(RefusalError):
+    """Too many vectors wait; the request may come again after some seconds."""
+
+    def __init__(self, reason: str, seconds: int):
+        super().__init__(503, reason, {"Retry-After": str(seconds)})

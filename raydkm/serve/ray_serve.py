@@ -1,0 +1,116 @@
+"""The service on Ray Serve: its one deployment, `raydkm serve`, and the builder that `serve.yaml` names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import BackpressureConfig
+
+from raydkm.config import build as checked
+from raydkm.engine.ray_train import connect
+from raydkm.errors import ConfigError
+from raydkm.model import load
+from raydkm.serve.app import create_app
+from raydkm.serve.service import Service
+from raydkm.serve.settings import ServeAddress, ServeConfig
+from raydkm.serve.tokens import Tokens
+
+NAME = "raydkm"
+
+
+@serve.ingress()
+class Assign:
+    """One replica."""
+
+    def __init__(self, config: ServeConfig, tokens: Tokens):
+        logging.getLogger("raydkm").setLevel(logging.INFO)
+        torch.set_num_threads(config.threads)
+        self._service = Service(config, serve.get_replica_context().replica_id.unique_id)
+        self._tokens = tokens
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Serve, in the replica."""
+        return create_app(self._service, self._tokens)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Called by Serve with `user_config` when the replica starts, and whenever it has changed."""
+        if set(user_config) != {"model"}:
+            raise ConfigError(f"user_config {user_config}: expected the one key model, the path of a model")
+        await self._service.configure(user_config["model"])
+
+
+def application(model: str, config: ServeConfig, tokens: Tokens) -> serve.Application:
+    """The deployment of a model, with bounded queues."""
+    deployment = serve.deployment(
+        name="Assign",
+        num_replicas=config.replicas,
+        user_config={"model": model},
+        ray_actor_options={"num_cpus": config.threads},
+        max_ongoing_requests=config.queue_requests,
+        max_queued_requests=config.queue_requests,
+        backpressure_config=BackpressureConfig(retry_after_s=1),
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=config.drain,
+        health_check_period_s=5,
+    )(Assign)
+    return deployment.bind(config, tokens)
+
+
+def build(arguments: dict[str, Any]) -> serve.Application:
+    """What `import_path` of `serve.yaml` names: `model`, `insecure` and the fields of `ServeConfig` are its `args`.
+
+    It cannot know where the proxies listen, so it refuses to go without tokens unless `insecure` is true.
+    """
+    arguments = dict(arguments)
+    model, insecure = arguments.pop("model", None), arguments.pop("insecure", False)
+    if model is None:
+        raise ConfigError("args: no model")
+    tokens = Tokens.from_environment(os.environ)
+    if not tokens and insecure is not True:
+        raise ConfigError("no tokens: set RAYDKM_TOKENS for the application, or insecure: true in args")
+    return application(model, checked(ServeConfig, arguments), tokens)
+
+
+def start(model: str, config: ServeConfig, address: ServeAddress, *, insecure: bool = False) -> None:
+    """Serve a model; return when the replicas answer.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, or it is damaged.
+    ConfigError
+        Beyond loopback without tokens, unless `insecure`.
+    """
+    tokens = Tokens.from_environment(os.environ)
+    if not tokens and not address.is_loopback and not insecure:
+        raise ConfigError(
+            f"host {address.host} is reached by other machines: set RAYDKM_TOKENS, or allow all of them with --insecure"
+        )
+    load(model)
+    connect()
+    serve.start(http_options={"host": address.host, "port": address.port})
+    serve.run(application(os.path.abspath(model), config, tokens), name=NAME)
+
+
+def stop() -> None:
+    """Take no more requests, let the replicas end those that they have, and stop Serve."""
+    serve.delete(NAME)
+    serve.shutdown()
+
+
+def serve_until_signalled(model: str, config: ServeConfig, address: ServeAddress, *, insecure: bool = False) -> None:
+    """`start`, and `stop` at SIGINT or SIGTERM."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    start(model, config, address, insecure=insecure)
+    logging.getLogger("raydkm").info("serving %s at http://%s:%d", model, address.host, address.port)
+    ended.wait()
+    stop()
