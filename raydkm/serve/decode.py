@@ -89,13 +89,12 @@ def _from_arrow(body: bytes, model: Model) -> NDArray:
 
 def _is_compressed(body: bytes) -> bool:
     """Whether a record batch of an Arrow stream is: field 3 of the RecordBatch, field 2 of the Message that has it."""
-    with pa.ipc.MessageReader.open_stream(pa.py_buffer(body)) as messages:
-        for message in messages:
-            if message.type == "record batch":
-                metadata = message.metadata.to_pybytes()
-                header = _field(metadata, struct.unpack_from("<I", metadata)[0], 2)
-                if header is None or _field(metadata, header, 3) is not None:
-                    return True
+    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
+        if message.type == "record batch":
+            metadata = message.metadata.to_pybytes()
+            header = _field(metadata, struct.unpack_from("<I", metadata)[0], 2)
+            if header is None or _field(metadata, header, 3) is not None:
+                return True
     return False
 
 

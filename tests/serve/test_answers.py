@@ -29,9 +29,9 @@ def test_answers_are_those_of_a_batch_assignment_bit_for_bit(
     service: Running, tmp_path: Path, write: Callable[..., Path], top: int | None
 ) -> None:
     rows = rows_of(1024)
-    raydkm.assign(
-        service.models / "first", write(tmp_path / "x.parquet", x=rows), column="x", top=top, out=tmp_path / "out"
-    )
+    source = write(tmp_path / "x.parquet", x=rows)
+    model = service.models / "first"
+    raydkm.assign(model, source, column="x", top=top, out=tmp_path / "out", engine="local", threads=1)
     expected = pq.read_table(tmp_path / "out")
     with service.client() as client:
         found = client.assign_table(rows, top)
