@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 
+import raydkm
+from raydkm.serve.app import create_app
+from raydkm.serve.service import Service
+from raydkm.serve.settings import ServeConfig
+from raydkm.serve.tokens import Tokens
 from tests.serve.conftest import Running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -23,22 +33,48 @@ def test_the_page_loads_nothing_from_elsewhere(service: Running) -> None:
     assert b" src=" not in reply["text"]
 
 
+def browse(place: Path, url: str, *options: str) -> str:
+    """What Chromium prints of a page."""
+    always = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--window-size=1000,1000"]
+    command = [str(CHROMIUM), *always, f"--user-data-dir={place / 'profile'}", *options, url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 @needs_chromium
-def test_the_page_asks_for_a_token_and_is_drawn(service: Running, tmp_path: Path) -> None:
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--window-size=1000,900"]
-    shown = subprocess.run(
-        [str(CHROMIUM), *options, f"--user-data-dir={tmp_path}", "--dump-dom", service.url],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
-    assert "a token is needed" in shown
+def test_the_page_asks_for_a_token(service: Running, tmp_path: Path) -> None:
+    assert "a token is needed" in browse(tmp_path, service.url, "--dump-dom")
+
+
+@pytest.fixture
+def without_tokens(models: Path) -> Iterator[str]:
+    """The same application in this process, with no Ray around it, which has no tokens."""
+    service = Service(ServeConfig())
+
+    async def configured(scope: Any, receive: Any, send: Any) -> None:
+        if not service.ready and scope["type"] == "http":
+            await service.configure(str(models / "first"))
+        await app(scope, receive, send)
+
+    app = create_app(service, Tokens())
+    server = uvicorn.Server(uvicorn.Config(configured, port=0, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+@needs_chromium
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_page_shows_the_report(without_tokens: str, models: Path, tmp_path: Path, theme: str) -> None:
+    model = raydkm.load(models / "first")
+    options = ["--blink-settings=preferredColorScheme=0"] if theme == "dark" else []
+    shown = browse(tmp_path, without_tokens, "--dump-dom", *options)
+    assert model.checksum()[:16] in shown
+    assert shown.count("<rect ") == model.clusters
+    for fact in ("sr-kmeans", "equal shares", "Try a vector"):
+        assert fact in shown
     image = tmp_path / "page.png"
-    subprocess.run(
-        [str(CHROMIUM), *options, f"--user-data-dir={tmp_path}", f"--screenshot={image}", service.url],
-        capture_output=True,
-        timeout=60,
-        check=True,
-    )
+    browse(tmp_path, without_tokens, f"--screenshot={image}", *options)
     assert image.read_bytes().startswith(b"\x89PNG")
