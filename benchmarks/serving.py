@@ -154,7 +154,9 @@ def measure(arguments: argparse.Namespace, place: Path) -> None:
     dim, threads, expected = arguments.dim, len(os.sched_getaffinity(0)), {}
     for seed, name in enumerate(("first", "second")):
         x = np.random.default_rng(seed).standard_normal((2 * arguments.clusters, dim)).astype(np.float32)
-        raydkm.fit(x, clusters=arguments.clusters, objective="kmeans", max_steps=1, n_init=1, out=place / name)
+        raydkm.fit(
+            x, clusters=arguments.clusters, objective="kmeans", init="random", max_steps=1, n_init=1, out=place / name
+        )
         version = Version.loaded(str(place / name), ServeConfig())
         found = np.stack([version.assign(rows, None).clusters[:, 0] for rows in rows_of(32, dim)])
         np.save(place / f"{name}.npy", found)

@@ -54,7 +54,7 @@ HOSTILE = {
     "square overflows": (JSON, vectors([1e30, 1, 1, 1]), 422, "1e+15"),
     "text for a number": (JSON, vectors(["1", 1, 1, 1]), 422, "vectors.0.0"),
     "null for a number": (JSON, vectors([None, 1, 1, 1]), 422, "vectors.0.0"),
-    "wrong dimension": (JSON, vectors(GOOD + [1.0]), 422, "5 dimensions, the model has 4"),
+    "wrong dimension": (JSON, vectors([*GOOD, 1.0]), 422, "5 dimensions, the model has 4"),
     "top too large": (JSON, vectors(GOOD, top=6), 422, "at most 5"),
     "top of zero": (JSON, vectors(GOOD, top=0), 422, "top"),
     "too many vectors": (JSON, vectors(*[GOOD] * 2001), 413, "2001 vectors"),

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydkm.engine.assign import Assignment
+from raydkm.serve.batching import Batcher
+from raydkm.serve.errors import BusyError
+
+
+@dataclass(eq=False)
+class Version:
+    """In place of a model: a row's cluster is its value. The first batch waits until `go` is set."""
+
+    go: threading.Event = field(default_factory=threading.Event)
+
+    def assign(self, rows: np.ndarray, top: int | None) -> Assignment:
+        self.go.wait(10)
+        clusters = np.repeat(rows[:, :1].astype(np.int32), top or 1, axis=1)
+        return Assignment(clusters, clusters.astype(np.float32), rows[:, 0], rows[:, 0])
+
+
+def run(requests: list[tuple[int, int | None, str]], *, batch: int = 100, queue: int = 10**6) -> tuple[Any, Any]:
+    """All requests (rows, top, dtype) come while the first is computed; return answers, and (vectors, requests)."""
+    version, batches = Version(), []
+
+    async def main() -> list[Any]:
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(pool, batch, queue, lambda vectors, count: batches.append((vectors, count)))
+            first = asyncio.ensure_future(batcher.assign(version, np.full((1, 2), -1.0), None))  # type: ignore[arg-type]
+            while not batches:
+                await asyncio.sleep(0)
+            tasks = [
+                asyncio.ensure_future(
+                    batcher.assign(version, np.full((n, 2), i % 50, dtype=dtype), top)  # type: ignore[arg-type]
+                )
+                for i, (n, top, dtype) in enumerate(requests)
+            ]
+            await asyncio.sleep(0)
+            version.go.set()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            await first
+            assert batcher.waiting == 0
+            return found
+
+    return asyncio.run(main()), batches[1:]
+
+
+requests = st.lists(st.tuples(st.integers(1, 60), st.sampled_from([None, 1, 3]), st.sampled_from(["f4", "f8"])))
+
+
+@given(requests)
+def test_each_request_has_its_own_answer(asked: list[tuple[int, int | None, str]]) -> None:
+    found, batches = run(asked)
+    for i, ((rows, top, dtype), answer) in enumerate(zip(asked, found, strict=True)):
+        assert answer.clusters.shape == (rows, top or 1)
+        assert (answer.clusters == i % 50).all()
+        assert answer.distance.dtype == np.dtype(dtype)
+    assert sum(vectors for vectors, _ in batches) == sum(rows for rows, *_ in asked)
+    assert all(vectors <= 100 for vectors, _ in batches)
+
+
+def test_batches_are_filled_with_vectors() -> None:
+    _, batches = run([(10, None, "f4")] * 25)
+    assert batches == [(100, 10), (100, 10), (50, 5)]
+
+
+def test_a_request_beyond_the_queue_is_told_when_to_come_again() -> None:
+    found, _ = run([(40, None, "f4")] * 4, queue=100)
+    assert [isinstance(answer, BusyError) for answer in found] == [False, False, True, True]
+    assert found[2].status == 503
+    assert int(found[2].headers["Retry-After"]) >= 1
+
+
+def test_requests_that_nobody_waits_for_are_not_computed() -> None:
+    version, batches = Version(), []
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(pool, 10, 100, lambda vectors, _: batches.append(vectors))
+            rows = np.zeros((3, 2))
+            first, second = (asyncio.ensure_future(batcher.assign(version, rows, None)) for _ in range(2))  # type: ignore[arg-type]
+            while not batches:
+                await asyncio.sleep(0)
+            second.cancel()
+            version.go.set()
+            await first
+            with pytest.raises(asyncio.CancelledError):
+                await second
+
+    asyncio.run(main())
+    assert batches in ([3], [6])  # both may have been in the first batch
