@@ -108,9 +108,9 @@ def stop() -> None:
 def serve_until_signalled(model: str, config: ServeConfig, address: ServeAddress, *, insecure: bool = False) -> None:
     """`start`, and `stop` at SIGINT or SIGTERM."""
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
     start(model, config, address, insecure=insecure)
+    for number in (signal.SIGINT, signal.SIGTERM):  # after start: Ray sets handlers of its own
+        signal.signal(number, lambda *_: ended.set())
     logging.getLogger("raydkm").info("serving %s at http://%s:%d", model, address.host, address.port)
     ended.wait()
     stop()
