@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from pydantic import BaseModel
@@ -202,6 +202,41 @@ def demo(
     from raydkm.api.demo import demo as demo_
 
     _print(demo_(directory, workers=workers), as_json, title="SR-K-means on scikit-learn's digits, on local Ray")
+
+
+@app.command(no_args_is_help=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    command: Annotated[
+        Literal["fit", "assign"], typer.Argument(help="What to run; its own arguments follow.", show_default=False)
+    ],
+    address: Annotated[
+        str,
+        typer.Option(
+            envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard: http://HOST:8265.", show_default=False
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the job: given again, it follows that job and starts no other.")
+    ] = None,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="Directory to upload and run in, such as this checkout.")
+    ] = None,
+) -> None:
+    """Run fit or assign as a job of a Ray cluster, show its log, and end with its exit code.
+
+    With RAY_AUTH_MODE=token the token of RAY_AUTH_TOKEN or ~/.ray/auth_token is sent. Ctrl-C leaves the job running.
+    """
+    from raydkm.api.submit import submit as submit_
+
+    wanted = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    wanted.make_context(f"raydkm submit {command}", list(context.args))  # its options are checked before any upload
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    raise SystemExit(submit_(command, context.args, address=address, name=name, working_dir=working_dir, write=write))
 
 
 def _summary(model: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from raydkm.api.finished import finished_before
 from raydkm.api.given import files_named, read_given
 from raydkm.atomic import check_apart, check_free
 from raydkm.config import FitConfig, FitRunConfig, configure
@@ -61,7 +62,8 @@ def fit(
     data : array (n, d), torch.Tensor, pyarrow.Table, path or paths of Parquet files, or ray.data.Dataset
         Arrays and tables are fitted in this process; Parquet and data sets where `engine` says.
     out : path, optional
-        Directory to save the model in.
+        Directory to save the model in. Where a run with the same `run_dir`, parameters and files has done so, nothing
+        is done, and that model returned.
     overwrite : bool
         Whether `out` may be replaced.
     sample_weight : array-like (n,), optional
@@ -87,6 +89,11 @@ def fit(
     start, options = read_given(options)
     config, run = configure(options)
     if out is not None:
+        if run.run_dir and os.path.isdir(out) and not overwrite and names_files(data):
+            digested = None if start is None else digest(start)
+            before = finished_before(out, run.run_dir, config, _parquet(data, config), digested)
+            if before is not None:
+                return before
         check_free(out, overwrite=overwrite)
         check_apart(out, [*local_paths(find_files(data) if names_files(data) else []), *named])
     model, _ = fit_model(data, config, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
@@ -159,6 +166,8 @@ def fit_model(
             raise
         fitted.seconds["ingest"] = ingested
         fitted.facts.update(engine="local", threads=threads, device=str(device))
+    if kind == "files":
+        fitted.facts["files"] = rows.digest
     fitted.seconds["total"] = time.perf_counter() - began
     return _model(fitted, config), None if labels is None else labels.numpy()
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from itertools import pairwise
 
 import numpy as np
@@ -166,6 +167,11 @@ class ParquetTable:
     @property
     def rows(self) -> int:
         return sum(self.counts)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of names, sizes and times of change of the files, and of the columns read: what is read if it is the same."""
+        return sha256(repr((self.files, self.stamps, self.groups, self.columns)).encode()).hexdigest()
 
     @cached_property
     def bytes_a_reader(self) -> int:

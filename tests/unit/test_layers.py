@@ -33,6 +33,7 @@ LEVELS = {
     "serve": 7,
     "estimator": 8,
     "cli": 8,
+    "__main__": 9,
     "": 8,  # raydkm/__init__.py
 }
 

@@ -1,0 +1,53 @@
+"""A fit that is started again under its run's name when its model is there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from raydkm.config import FitConfig
+from raydkm.data.parquet import ParquetTable
+from raydkm.engine.checkpoint import CheckpointFile
+from raydkm.errors import ConfigError
+from raydkm.model import Model, load
+
+logger = logging.getLogger("raydkm")
+
+
+def finished_before(
+    out: str | os.PathLike, run_dir: str, config: FitConfig, table: ParquetTable, start: str | None
+) -> Model | None:
+    """The model in `out`, if the run in `run_dir` has made it, of these parameters and files; None if it is another's.
+
+    Parameters
+    ----------
+    out, run_dir : path
+    config : FitConfig
+    table : ParquetTable
+    start : str or None
+        Digest of the initial prototypes that were given.
+
+    Raises
+    ------
+    ConfigError
+        If the run has made it of other parameters, initial prototypes or files.
+    ModelError
+        If there is no model in `out`, or a damaged one.
+    """
+    saved = CheckpointFile(run_dir, every=0).load()
+    if saved is None:
+        return None
+    model = load(out)
+    if (model.record["fingerprint"], model.record["steps"]) != (saved.fingerprint, saved.state.step):
+        return None
+    saved.check_config(config)
+    saved.check_start(start)
+    if model.record["files"] != table.digest:
+        raise ConfigError(
+            f"{out} was made by this run, of files that have changed since, or of others; name another run and output, "
+            "or pass overwrite (--overwrite)"
+        )
+    if model.config != config:  # in what only ends a fit
+        return None
+    logger.info("%s was made by this run already, of the same parameters and files; nothing to do", out)
+    return model
