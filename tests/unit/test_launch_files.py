@@ -1,30 +1,160 @@
-"""What users launch with is valid without a cloud at hand: cluster.yaml and the job scripts."""
+"""What users launch with is valid without a cloud at hand: YAML files, the Dockerfile and the job scripts."""
 
 from __future__ import annotations
 
 import ast
-import importlib.util
-import json
+import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import jsonschema
 import pytest
+import typer
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from raydkm.cli import app
 
 ROOT = Path(__file__).parents[2]
+CLUSTERS = ("cluster.yaml", "deploy/onprem.yaml")
+KUBERAY = {"deploy/kuberay/rayjob.yaml": "RayJob", "deploy/kuberay/rayservice.yaml": "RayService"}
 
 
-def test_cluster_yaml_follows_the_schema_that_ray_ships() -> None:
-    spec = importlib.util.find_spec("ray")
-    assert spec is not None
-    [location] = spec.submodule_search_locations or []
-    schema = json.loads((Path(location) / "autoscaler" / "ray-schema.json").read_text())
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    jsonschema.validate(config, schema)
+def read(name: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / name).read_text())
+
+
+def pinned(package: str) -> str:
+    found = re.search(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def check_command(line: str) -> None:
+    """Parse a command line of raydkm as the CLI would; a wrong name or option raises."""
+    program, command, *arguments = shlex.split(line)
+    assert program == "raydkm"
+    typer.main.get_command(app).commands[command].make_context(command, arguments)  # type: ignore[attr-defined]
+
+
+def launches(name: str) -> list[str]:
+    """The commands of a file's opening comment."""
+    first = (ROOT / name).read_text().split("\n#\n")[0]
+    return [part.strip() for line in first.splitlines() for part in line.removeprefix("# ").split("&&")]
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_cluster_files_follow_the_schema_that_ray_ships(name: str) -> None:
+    config = prepare_config(read(name))
+    validate_config(config)
     assert config["head_node_type"] in config["available_node_types"]
-    starts = config["head_start_ray_commands"] + config["worker_start_ray_commands"]
-    assert all("RAY_AUTH_MODE=token" in command for command in starts if "ray start" in command)
-    assert any("--dashboard-host=127.0.0.1" in command for command in starts)
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_clusters_have_tokens_and_their_dashboard_on_loopback(name: str) -> None:
+    config = read(name)
+    starts = [
+        command
+        for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]
+        if "ray start" in command
+    ]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+    assert any(place.endswith(".ray/auth_token") for place in config["file_mounts"])
+
+
+@pytest.mark.parametrize("name", [*CLUSTERS, *KUBERAY])
+def test_every_yaml_opens_with_the_command_that_launches_it(name: str) -> None:
+    commands = launches(name)
+    assert any(name in command for command in commands)
+    for command in commands:
+        if command.startswith("raydkm submit"):
+            check_command(command)
+
+
+def pods(name: str) -> Iterator[dict[str, Any]]:
+    spec = read(name)["spec"]
+    cluster = spec.get("rayClusterSpec") or spec["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        yield group["template"]["spec"]
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kuberay_files_are_what_the_operator_takes(name: str) -> None:
+    config = read(name)
+    assert (config["apiVersion"], config["kind"]) == ("ray.io/v1", KUBERAY[name])
+    assert re.fullmatch(r"[a-z0-9-]+", config["metadata"]["name"])
+    spec = config["spec"]
+    cluster = spec.get("rayClusterSpec") or spec["rayClusterConfig"]
+    assert cluster["rayVersion"] == pinned("ray")
+    assert cluster["authOptions"] == {"mode": "token"}
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_pods_are_bounded_unprivileged_and_of_one_pinned_image(name: str) -> None:
+    images = set()
+    for pod in pods(name):
+        assert pod["securityContext"]["runAsNonRoot"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            images.add(container["image"])
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+            assert container["resources"]["limits"] == container["resources"]["requests"]
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            for variable in container.get("env", []):
+                assert "valueFrom" in variable, "no secret lies in the file"
+    [image] = images
+    assert re.fullmatch(r"raydkm:\d+\.\d+\.\d+", image)
+
+
+def test_the_rayjob_runs_a_command_that_there_is_and_that_resumes() -> None:
+    spec = read("deploy/kuberay/rayjob.yaml")["spec"]
+    check_command(spec["entrypoint"])
+    assert "--run-dir" in spec["entrypoint"]
+    workers = spec["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"]
+    assert f"--workers {workers} " in spec["entrypoint"]
+
+
+def test_the_rayservice_serves_a_model() -> None:
+    served = yaml.safe_load(read("deploy/kuberay/rayservice.yaml")["spec"]["serveConfigV2"])
+    [application] = served["applications"]
+    assert application["import_path"] == "raydkm.serve.deployment:build"
+    assert application["args"]["model"].startswith("/data/")
+
+
+def instructions(text: str) -> list[tuple[str, str]]:
+    """A Dockerfile's (instruction, arguments), comments left out and lines joined."""
+    joined = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE))
+    return [(line.split()[0], line.partition(" ")[2].strip()) for line in joined.splitlines() if line.strip()]
+
+
+def test_the_dockerfile_is_pinned_and_runs_as_a_user() -> None:
+    text = (ROOT / "deploy" / "Dockerfile").read_text()
+    assert text.startswith("# docker build -f deploy/Dockerfile ")
+    found = instructions(text)
+    arguments = {rest.partition("=")[0] for name, rest in found if name == "ARG"}
+    assert arguments == {"PYTHON", "ACCELERATOR", "TORCH_INDEX"}
+    stages = [rest for name, rest in found if name == "FROM"]
+    assert len(stages) == 2
+    assert all(re.fullmatch(r"python:\$\{PYTHON\}-slim-\w+( AS \w+)?", stage) for stage in stages)
+    assert re.search(r"^ARG PYTHON=3\.\d+\.\d+$", text, re.MULTILINE)
+    for name, rest in found:
+        if name == "COPY" and not rest.startswith("--from"):
+            *sources, _ = rest.split()
+            assert all((ROOT / source).exists() for source in sources)
+    installs = [rest for name, rest in found if name == "RUN" and "pip install" in rest]
+    assert installs
+    assert all("-c constraints.txt" in rest for rest in installs)
+    last_stage = found[max(i for i, (name, _) in enumerate(found) if name == "FROM") :]
+    users = [rest for name, rest in last_stage if name == "USER"]
+    assert users
+    assert users[-1] not in ("root", "0")
 
 
 @pytest.mark.parametrize("name", ["fit", "assign"])
