@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from raydkm.config import AssignConfig, FitConfig, FitRunConfig, build, read_yaml
+from raydkm.config import AssignConfig, FitConfig, FitRunConfig, PlanConfig, build, read_yaml
 from raydkm.errors import RaydkmError
 from raydkm.serve.settings import ServeAddress, ServeConfig
 
@@ -80,7 +80,8 @@ def _type_on_the_command_line(annotation: Any) -> Any:
 
 
 def _help(field: Any) -> str:
-    return f"{field.description} (default: {field.default})" if field.default is not None else field.description
+    has_default = field.default is not None and not field.is_required()
+    return f"{field.description} (default: {field.default})" if has_default else field.description
 
 
 @app.command(no_args_is_help=True)
@@ -202,6 +203,46 @@ def demo(
     from raydkm.api.demo import demo as demo_
 
     _print(demo_(directory, workers=workers), as_json, title="SR-K-means on scikit-learn's digits, on local Ray")
+
+
+@app.command(no_args_is_help=True)
+@with_options_of(PlanConfig)
+def plan(
+    *,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure this CPU with the real kernels, for this d and K.")
+    ] = False,
+    as_json: Json = False,
+    options: dict[str, Any],
+) -> None:
+    """Estimate what a fit takes: memory, seconds a step and in all, workers for a deadline."""
+    from raydkm.api.plan import plan as plan_
+
+    found = plan_(calibrate=calibrate, **options)
+    if as_json:
+        _print(found, as_json, title="")
+        return
+    for title, terms in (("A step", found["step"]), ("The fit", found["fit"])):
+        table = Table("", "seconds", "how", title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        for term in terms:
+            table.add_row(term["name"], _text(term["seconds"], digits=3), term["how"])
+        Console().print(table)
+    held = {f"rows, {tier}": _gib(size) for tier, size in found["tiers"].items() if size}
+    beside = {name: _gib(size) for name, size in found["memory"].items()}
+    totals = {"step": f"{found['step_seconds']:.3g} s, bound by {found['binds']}", "fit": _hours(found["seconds"])}
+    needed = found["workers_needed"] or "no number keeps it"
+    deadline = {"workers for the deadline": needed} if found["config"]["deadline"] else {}
+    refused = {"would be refused": found["refused"]} if found["refused"] else {}
+    rates = {"rates": found["rates"]["source"]}
+    _print(totals | deadline | refused | held | beside | rates, False, title="Each worker")
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 3600:.3g} h"
 
 
 @app.command(no_args_is_help=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

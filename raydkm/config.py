@@ -29,8 +29,8 @@ class _Frozen(BaseModel):
 _Config = TypeVar("_Config", bound=_Frozen)
 
 
-class FitConfig(_Frozen):
-    """What determines the result of a fit."""
+class Problem(_Frozen):
+    """What is sought."""
 
     clusters: int = Field(8, ge=1, description="Number of clusters K.")
     objective: str = Field(
@@ -38,6 +38,20 @@ class FitConfig(_Frozen):
         description="Objective: hard (kmeans), soft (soft-kmeans), soft and regularised (sr-kmeans); with logistic "
         "posteriors mi (mutual information), kl (DEPICT), tim, sinkhorn (self-labelling).",
     )
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, name: str) -> str:
+        from raydkm.objectives import OBJECTIVES  # here, for `raydkm --help` need not import torch
+
+        if name not in OBJECTIVES:
+            raise ValueError(f"must be one of {', '.join(OBJECTIVES)}")
+        return name
+
+
+class FitConfig(Problem):
+    """What determines the result of a fit."""
+
     column: str | None = Field(
         None, description="Feature column (list of numbers), or scalar columns joined as one vector: a,b,c."
     )
@@ -125,15 +139,6 @@ class FitConfig(_Frozen):
         "one; above it the next steps look farther, and at last are exact.",
     )
     device: str = Field("auto", description="auto (GPU where there is one), cpu, cuda or cuda:N.")
-
-    @field_validator("objective")
-    @classmethod
-    def _known_objective(cls, name: str) -> str:
-        from raydkm.objectives import OBJECTIVES  # here, for `raydkm --help` need not import torch
-
-        if name not in OBJECTIVES:
-            raise ValueError(f"must be one of {', '.join(OBJECTIVES)}")
-        return name
 
     @field_validator("device")
     @classmethod
@@ -338,6 +343,27 @@ class FitRunConfig(RunConfig):
     @classmethod
     def _same_place_for_every_worker(cls, run_dir: str | None) -> str | None:
         return run_dir if run_dir is None or "://" in run_dir else os.path.abspath(run_dir)
+
+
+class PlanConfig(Problem):
+    """What a fit's cost is estimated from."""
+
+    rows: int = Field(..., ge=1, description="Number of rows N.")
+    dim: int = Field(..., ge=1, description="Dimensions d.")
+    dtype: Literal["float64", "float32", "float16", "int8", "uint8"] = Field(
+        "float32", description="Of the stored rows, in which they are held."
+    )
+    steps: int = Field(30, ge=1, description="ADM steps S.")
+    workers: int = Field(1, ge=1, description="Workers, each on a node (or GPU) of its own.")
+    device: Literal["cpu", "a100", "h100"] = Field("cpu", description="Kind of device of a worker.")
+    threads: int = Field(8, ge=1, description="Threads of each worker, on a CPU.")
+    memory: float = Field(64.0, gt=0, description="GiB of host memory of each worker.")
+    disk: float = Field(0.0, ge=0, description="GiB of local disk of each worker for rows, in TMPDIR.")
+    network: float = Field(10.0, gt=0, description="Gbit/s of each worker to the others.")
+    storage: float = Field(
+        1.0, gt=0, description="GB/s of each worker from the storage of the files, decoding included."
+    )
+    deadline: float | None = Field(None, gt=0, description="Hours in which the fit is to end: how many workers then?")
 
 
 def _number(text: Any) -> float | None:

@@ -1,0 +1,70 @@
+"""How long a step takes here, measured with the real kernels on a few canonical batches."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from raydkm.config import FitConfig
+from raydkm.data.source import RowSource
+from raydkm.engine.comm import Solo
+from raydkm.engine.fit import look_at, setting_of, temperature_of
+from raydkm.engine.loop import adm
+from raydkm.engine.passes import Passes, thread_pool
+from raydkm.engine.survey import measure
+from raydkm.objectives import OBJECTIVES, State, Terms
+from raydkm.ops.batch import BATCH_ROWS
+from raydkm.ops.temperature import collapse_temperature
+
+#: Canonical batches of each thread in a short and in a longer pass: the difference is what rows cost.
+BATCHES = (1, 5)
+
+#: Each is repeated for so many seconds, and at least so many times.
+SECONDS, REPEATS = 0.6, 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a step of one process: of each row, and of what there is to do once (prepare, add up, update)."""
+
+    row: float
+    once: float
+
+
+def measured(config: FitConfig, dim: int, dtype: str, threads: int) -> Measured:
+    """Time steps of `config` on rows (n, dim) of normal values, with prototypes of the same kind.
+
+    The least of several times counts: what disturbs them only adds.
+    """
+    few, many = (threads * batches * BATCH_ROWS for batches in BATCHES)
+    short, long = _step_seconds(config, dim, dtype, threads, few), _step_seconds(config, dim, dtype, threads, many)
+    row = max(long - short, 0.1 * long) / (many - few)
+    return Measured(row, max(short - few * row, 0.0))
+
+
+def _step_seconds(config: FitConfig, dim: int, dtype: str, threads: int, rows: int) -> float:
+    draws = np.random.default_rng(0)
+    scale = 32 if np.dtype(dtype).kind in "iu" else 1
+    x = torch.from_numpy((scale * np.abs(draws.standard_normal((rows, dim), dtype=np.float32))).astype(dtype))
+    prototypes = torch.from_numpy(scale * np.abs(draws.standard_normal((config.clusters, dim)))).double()
+    device = torch.device("cpu")
+    with thread_pool(threads) as pool:
+        passes = Passes(RowSource.of(x), Solo(), device, threads, pool.map)
+        look, frame = look_at(passes, FitConfig(clusters=1, seed_rows=1))
+        facts = measure(passes, look.extent, frame, covariance=config.has_temperature)
+        critical = None if facts.covariance is None else collapse_temperature(facts.covariance)
+        temperature = temperature_of(config, critical)
+        goal = OBJECTIVES[config.objective](setting_of(config, facts, frame, temperature, critical, device))
+        state = goal.begin(prototypes - frame.shift)
+        seconds: list[float] = []
+        began = time.perf_counter()
+
+        def watch(_state: State, _terms: Terms, taken: dict[str, float]) -> bool:
+            seconds.append(taken["seconds"])
+            return len(seconds) > REPEATS and time.perf_counter() - began > SECONDS
+
+        adm(goal, state, passes, state.step + 1000, watch)
+    return min(seconds[1:] or seconds)  # the first makes workspaces, and may compile
