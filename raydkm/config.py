@@ -365,6 +365,11 @@ class PlanConfig(Problem):
     )
     deadline: float | None = Field(None, gt=0, description="Hours in which the fit is to end: how many workers then?")
 
+    @property
+    def fit(self) -> FitConfig:
+        """The fit that is planned; all else in it is as by default."""
+        return FitConfig(clusters=self.clusters, objective=self.objective)
+
 
 def _number(text: Any) -> float | None:
     try:

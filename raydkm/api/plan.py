@@ -20,6 +20,7 @@ from raydkm.engine.passes import copies_of_sums
 from raydkm.engine.preflight import COPIES_OF_PROTOTYPES
 from raydkm.engine.start import RESTART_STEPS, seed_rows
 from raydkm.engine.where import FREE_DEVICE_MEMORY
+from raydkm.errors import ConfigError
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.logistic import LogisticObjective
 from raydkm.ops.approximate import EFFORTS
@@ -107,6 +108,8 @@ def plan(*, calibrate: bool = False, **options: Any) -> dict[str, Any]:
     ConfigError
     """
     config = build(PlanConfig, options)
+    if calibrate and config.device != "cpu":
+        raise ConfigError(f"calibrate measures this machine's CPU, not {config.device}; drop one of them")
     thread = calibrated(config) if calibrate else CPU_THREAD
     return {**estimate(config, thread).asdict(), "workers_needed": workers_needed(config, thread)}
 
@@ -122,11 +125,10 @@ def calibrated(config: PlanConfig) -> Rates:
     Both the objective's own step is measured and, of soft objectives and approximate assignments, a hard exact one.
     """
     threads = min(config.threads, len(os.sched_getaffinity(0)))
-    rates, own = CPU_THREAD, _defaults(config)
+    rates, own = CPU_THREAD, config.fit
     exact = FitConfig(clusters=config.clusters, objective="kmeans", assignment="exact")
-    here = config.model_copy(update={"device": "cpu"})
-    for name, of in {"hard": exact, kernel(here): own}.items():
-        goal = here.model_copy(update={"objective": of.objective})
+    for name, of in {"hard": exact, kernel(config): own}.items():
+        goal = config.model_copy(update={"objective": of.objective})
         speed = rates.of(name)
         operations, traffic = operations_a_row(goal, name), traffic_a_row(goal, name)
         found = measured(of, config.dim, config.dtype, threads)
@@ -259,7 +261,7 @@ def kernel(config: PlanConfig) -> str:
     """Which rate the products of a step have: "hard", "approximate" or "soft"."""
     if not OBJECTIVES[config.objective].hard:
         return "soft"
-    return "approximate" if _defaults(config).approximate and config.device == "cpu" else "hard"
+    return "approximate" if config.fit.approximate and config.device == "cpu" else "hard"
 
 
 def operations_a_row(config: PlanConfig, kernel: str) -> float:
@@ -287,7 +289,7 @@ def reading(config: PlanConfig) -> float:
 def seeding(config: PlanConfig, rates: Rates) -> Term:
     """Restarts on the seeding sample, shared out over workers and threads: each a seeding and some steps."""
     sample = _sample(config)
-    restarts = _defaults(config).n_init
+    restarts = config.fit.n_init
     threads = 1 if config.device in GPUS else config.threads
     turns = math.ceil(math.ceil(restarts / config.workers) / threads)
     passes = RESTART_STEPS + 7  # of k-means||
@@ -313,9 +315,5 @@ def _logistic(config: PlanConfig) -> bool:
     return issubclass(OBJECTIVES[config.objective], LogisticObjective)
 
 
-def _defaults(config: PlanConfig) -> FitConfig:
-    return FitConfig(clusters=config.clusters, objective=config.objective)
-
-
 def _sample(config: PlanConfig) -> int:
-    return seed_rows(_defaults(config), config.rows)
+    return seed_rows(config.fit, config.rows)
