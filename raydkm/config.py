@@ -30,7 +30,7 @@ _Config = TypeVar("_Config", bound=_Frozen)
 
 
 class Problem(_Frozen):
-    """What is sought."""
+    """What is sought, and from where; a fit and a plan of it share this."""
 
     clusters: int = Field(8, ge=1, description="Number of clusters K.")
     objective: str = Field(
@@ -38,6 +38,12 @@ class Problem(_Frozen):
         description="Objective: hard (kmeans), soft (soft-kmeans), soft and regularised (sr-kmeans); with logistic "
         "posteriors mi (mutual information), kl (DEPICT), tim, sinkhorn (self-labelling).",
     )
+    init: Literal["k-means||", "k-means++", "afk-mc2", "random", "array"] = Field(
+        "k-means||",
+        description="Seeding: k-means||, k-means++, afk-mc2, random, the path of an .npy file of prototypes (K, d), or "
+        "of a model to go on from.",
+    )
+    n_init: int = Field(4, ge=1, description="Seeded restarts on the seeding sample; the best goes on to all rows.")
 
     @field_validator("objective")
     @classmethod
@@ -87,17 +93,11 @@ class FitConfig(Problem):
     anneal: int = Field(
         0, ge=0, description="Steps in which T falls from 0.9 T_c to the temperature (soft-kmeans, sr-kmeans)."
     )
-    init: Literal["k-means||", "k-means++", "afk-mc2", "random", "array"] = Field(
-        "k-means||",
-        description="Seeding: k-means||, k-means++, afk-mc2, random, the path of an .npy file of prototypes (K, d), or "
-        "of a model to go on from.",
-    )
     empty: Literal["split", "farthest", "keep"] = Field(
         "split",
         description="Prototypes that lose all rows: split (moved beside that of the largest cluster), farthest (to the "
         "rows farthest from theirs, one pass more) or keep (as they are).",
     )
-    n_init: int = Field(4, ge=1, description="Seeded restarts on the seeding sample; the best goes on to all rows.")
     seed_rows: int | Literal["all"] | None = Field(
         None,
         description="Rows in the seeding sample (default: 32 K, at least 32768, at most all rows); or all: k-means|| "
@@ -368,7 +368,7 @@ class PlanConfig(Problem):
     @property
     def fit(self) -> FitConfig:
         """The fit that is planned; all else in it is as by default."""
-        return FitConfig(clusters=self.clusters, objective=self.objective)
+        return FitConfig(**{name: getattr(self, name) for name in Problem.model_fields})
 
 
 def _number(text: Any) -> float | None:

@@ -18,6 +18,7 @@ from raydkm.config import FitConfig, PlanConfig, build
 from raydkm.engine.calibrate import measured
 from raydkm.engine.passes import copies_of_sums
 from raydkm.engine.preflight import COPIES_OF_PROTOTYPES
+from raydkm.engine.seed_all import OVERSAMPLING, ROUNDS
 from raydkm.engine.start import RESTART_STEPS, seed_rows
 from raydkm.engine.where import FREE_DEVICE_MEMORY
 from raydkm.errors import ConfigError
@@ -32,6 +33,9 @@ PCIE, DISK = 20e9, 2e9
 
 #: Seconds of a message between two workers.
 LATENCY = 50e-6
+
+#: What a seeding of the sample takes, in passes over it with K prototypes.
+SEEDING_PASSES = {"k-means||": ROUNDS * OVERSAMPLING, "k-means++": 1, "afk-mc2": 0, "random": 0}
 
 #: Part of the host's memory that rows may take (`raydkm.engine.where.tiers_of`).
 MEMORY_FOR_ROWS = 0.5
@@ -287,14 +291,14 @@ def reading(config: PlanConfig) -> float:
 
 
 def seeding(config: PlanConfig, rates: Rates) -> Term:
-    """Restarts on the seeding sample, shared out over workers and threads: each a seeding and some steps."""
-    sample = _sample(config)
-    restarts = config.fit.n_init
+    """Restarts on the seeding sample, a thread each, shared out over workers: a seeding and some steps."""
+    fit, sample = config.fit, _sample(config)
     threads = 1 if config.device in GPUS else config.threads
-    turns = math.ceil(math.ceil(restarts / config.workers) / threads)
-    passes = RESTART_STEPS + 7  # of k-means||
+    turns = math.ceil(math.ceil(fit.n_init / config.workers) / threads)
+    refined = fit.n_init > 1 or _logistic(config)
+    passes = SEEDING_PASSES[fit.init] + RESTART_STEPS * refined if fit.init != "array" else 0
     name = kernel(config)
-    speed = rates.of(name).times(1 / threads)  # a restart has one
+    speed = rates.of(name).times(1 / threads)
     of_a_row = operations_a_row(config, name) / speed.operations + traffic_a_row(config, name) / speed.traffic
     return Term(
         "seeding",
