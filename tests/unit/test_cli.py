@@ -12,7 +12,7 @@ import typer
 
 import raydkm
 from raydkm.cli import app, main
-from raydkm.config import AssignConfig, FitConfig, FitRunConfig
+from raydkm.config import AssignConfig, FitConfig, FitRunConfig, PlanConfig
 
 GOOD = [[float(i), float(i * i % 7)] for i in range(12)]
 
@@ -67,7 +67,12 @@ def test_assign_has_an_option_for_every_parameter_of_a_run() -> None:
     assert options_of("assign") == declared | own
 
 
-@pytest.mark.parametrize("command", ["fit", "assign", "evaluate", "inspect", "demo"])
+def test_plan_has_an_option_for_every_parameter() -> None:
+    declared = {f"--{name.replace('_', '-')}" for name in PlanConfig.model_fields}
+    assert options_of("plan") == declared | {"--calibrate", "--json"}
+
+
+@pytest.mark.parametrize("command", ["fit", "assign", "evaluate", "inspect", "demo", "plan"])
 def test_every_command_has_json_and_help(run, command: str) -> None:
     assert "--json" in options_of(command)
     code, out, _ = run(command, "--help")
@@ -165,6 +170,20 @@ def test_text_is_for_people_and_goes_to_stdout(run, data: Path, place: Path) -> 
         code, out, _ = run(*arguments, *(["--label", "label"] if arguments[0] == "evaluate" else []))
         assert code == 0
         assert "rows" in out
+
+
+def test_a_plan_shows_its_arithmetic_and_the_workers_for_a_deadline(run) -> None:
+    size = ("plan", "--rows", 10**9, "--dim", 768, "--clusters", 10**5, "--objective", "kmeans", "--device", "h100")
+    code, out, _ = run(*size, "--workers", 64, "--memory", 400, "--deadline", 4)
+    assert code == 0
+    for told in ("15,626,240 rows × 1.54e+08 op", "all-reduce", "bound by arithmetic", "assumed, not measured"):
+        assert told in out
+    code, out, _ = run(*size, "--workers", 64, "--json")
+    assert code == 0
+    found = one_line(out)
+    assert found["seconds"] == pytest.approx(sum(term["seconds"] for term in found["fit"]))
+    assert found["workers_needed"] is None
+    assert run("plan", "--dim", 3)[0] == 2
 
 
 # What is refused: exit code 2, one sentence on stderr, nothing written
