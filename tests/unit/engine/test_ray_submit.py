@@ -1,4 +1,4 @@
-"""Following a job whose log breaks off; all else of submission is tested on a cluster (tests/cluster/test_submit.py)."""
+"""Following a job whose log breaks off; the rest is tested on a cluster (tests/cluster/test_submit.py)."""
 
 from __future__ import annotations
 
