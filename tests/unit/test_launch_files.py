@@ -124,7 +124,7 @@ def test_the_rayjob_runs_a_command_that_there_is_and_that_resumes() -> None:
 def test_the_rayservice_serves_a_model() -> None:
     served = yaml.safe_load(read("deploy/kuberay/rayservice.yaml")["spec"]["serveConfigV2"])
     [application] = served["applications"]
-    assert application["import_path"] == "raydkm.serve.deployment:build"
+    assert application["import_path"] == "raydkm.serve.ray_serve:build"
     assert application["args"]["model"].startswith("/data/")
 
 
