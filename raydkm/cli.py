@@ -112,7 +112,7 @@ def assign(
     *,
     model: ModelPath,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Directory for the assignments.", show_default=False)],
+    out: Annotated[str, typer.Option("--out", help="Directory (path or URI) for the assignments.", show_default=False)],
     top: Annotated[int | None, typer.Option(help="Also write the M best clusters and posteriors.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Input column to copy; may be repeated, or a,b,c.")] = None,
     column: Annotated[str | None, typer.Option(help="Feature column, if not called as in the fit.")] = None,
@@ -128,6 +128,8 @@ def assign(
     summary = assign_(
         model, data, out=out, top=top, keep=kept, column=column, reading=reading, overwrite=overwrite, **options
     )
+    if len(summary["counts"]) > 100:  # they are in _summary.parquet
+        del summary["counts"]
     _print(summary, as_json, title=f"Assigned to {out}")
 
 

@@ -310,6 +310,15 @@ class AssignConfig(RunConfig):
         description="Share of the rows, measured on the first ones, whose best prototype ivf or hnsw has to find; else "
         "the index is flat.",
     )
+    range_rows: int = Field(
+        262_144, ge=1, description="Most rows of an output file, which is of whole row groups of an input file."
+    )
+    partition_by: Literal["cluster"] | None = Field(
+        None, description="cluster: a directory cluster=K for the rows of each cluster, instead of a column."
+    )
+    nearest: int | None = Field(
+        None, ge=1, description="Also write the N rows of each cluster that are closest to its prototype."
+    )
 
 
 class FitRunConfig(RunConfig):

@@ -13,6 +13,10 @@ class InputError(RaydkmError, ValueError):
     """The data cannot be used; the message names the file, the row or the column."""
 
 
+class UnreadableError(InputError):
+    """Storage did not deliver what is there; another time it may."""
+
+
 class ModelError(RaydkmError, ValueError):
     """A model artefact is missing, damaged or of another schema version."""
 

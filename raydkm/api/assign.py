@@ -1,26 +1,31 @@
-"""`raydkm.assign`: a model and Parquet files in, one Parquet file of assignments per input file out."""
+"""`raydkm.assign`: a model and Parquet files in, Parquet files of assignments out, each exactly once."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
-from raydkm.atomic import check_apart, check_free, new_directory
 from raydkm.config import AssignConfig, build
-from raydkm.data.files import local_paths
+from raydkm.data.output import Output
 from raydkm.data.parquet import ParquetTable
-from raydkm.engine.assign import AssignTask, assign_file, assigner_of, first_rows
-from raydkm.engine.where import on_ray, threads_of, torch_threads
-from raydkm.errors import ConfigError
+from raydkm.data.storage import identity
+from raydkm.engine.assign import AssignTask, assign_range, assigner_of, first_rows
+from raydkm.engine.manifest import Range, check_place
+from raydkm.engine.passes import thread_pool
+from raydkm.engine.progress import RowsProgress
+from raydkm.engine.where import on_ray, threads_of
+from raydkm.errors import ConfigError, InputError, OutputError, UnreadableError
 from raydkm.model import Model, load
 
 logger = logging.getLogger("raydkm")
+
+#: Ranges at a time in this process: one is written while the next one's rows are assigned.
+_AT_A_TIME = 2
 
 
 def assign(
@@ -37,12 +42,14 @@ def assign(
 ) -> dict[str, Any]:
     """Assign every row of Parquet files to its cluster.
 
+    Started again with the same model, data and options after it was interrupted, it does what is missing.
+
     Parameters
     ----------
     model : Model or path
     data : path or paths of Parquet files, directories or globs
-    out : path
-        Directory for the outputs; it appears when all of them are complete.
+    out : path or URI
+        Directory for the outputs; they are complete when it holds the file ``_SUCCESS``.
     top : int, optional
         Also write the `top` best clusters of each row and their posteriors.
     keep : sequence of str
@@ -52,45 +59,57 @@ def assign(
     reading : {"q", "p"}, optional
         Assign by the targets q or the discriminative posterior p; see `Model.scores`.
     overwrite : bool
+        Start afresh where `out` holds another output of raydkm, or a part of this one.
     **options
         The fields of `raydkm.config.AssignConfig`.
 
     Returns
     -------
     dict
-        ``rows``, ``files``, ``counts`` (rows of each cluster), ``index`` (what was chosen: see
-        `raydkm.ops.nearest.Choice`), ``seconds``, ``out``.
+        ``rows``, ``files``, ``outputs`` (files), ``resumed`` (ranges that were there before), ``clusters``, ``empty``,
+        ``smallest`` and ``largest`` (clusters' rows), ``mean_entropy``, ``distance_q05`` to ``distance_q95``,
+        ``counts`` (rows of each cluster), ``index`` (what was chosen: see `raydkm.ops.nearest.Choice`), ``seconds``,
+        ``out``.
     """
     began = time.perf_counter()
     run = build(AssignConfig, options)
-    check_free(out, overwrite=overwrite)
+    place = os.fspath(out)
+    output = Output(place if "://" in place else os.path.abspath(place))
+    check_place(output, overwrite=overwrite)
     if not isinstance(model, Model):
-        check_apart(out, [os.fspath(model)])
+        _check_apart(output, [os.fspath(model)])
     model = (model if isinstance(model, Model) else load(model)).read_as(reading)
     if top is not None and not 1 <= top <= model.clusters:
         raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
     if not model.hard and run.index not in ("auto", "flat"):
         raise ConfigError(f"index {run.index}: a soft model compares all prototypes, for its posteriors; drop it")
     unit = model.config.metric == "cosine"
-    table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
-    check_apart(out, local_paths(table.files))
-    with new_directory(out, overwrite=overwrite) as staging:
-        kept, sample = tuple(dict.fromkeys(keep)), None
-        if model.hard and run.index != "flat" and table.rows:
-            sample = first_rows(table)
-        task = AssignTask(table, kept, top, str(staging.resolve()), run.index, run.recall, sample)
-        if on_ray(run):
-            from raydkm.engine.ray_assign import assign_on_ray
-
-            counts, choice = assign_on_ray(model, task, run)
-        else:
-            threads = threads_of(run)
-            with torch_threads(threads):
-                assigner = assigner_of(model, task, threads)
-                pairs = zip(table.files, task.outputs(), strict=True)
-                counts = np.sum([assign_file(assigner, task, source, target) for source, target in pairs], axis=0)
-            choice = asdict(assigner.choice)
-        task.check_complete()
+    given = [os.fspath(item) for item in ([data] if isinstance(data, str | os.PathLike) else data)]
+    _check_outside(output, given)
+    table = ParquetTable.open(given, column or model.config.column, unit=unit, dim=model.dim)
+    _check_apart(output, table.files)
+    sample = first_rows(table) if model.hard and run.index != "flat" else None
+    own = {name: getattr(run, name) for name in ("range_rows", "partition_by", "nearest", "index", "recall")}
+    task = AssignTask(model, table, tuple(dict.fromkeys(keep)), top, output, **own, sample=sample)
+    manifest, distributed = task.manifest(), on_ray(run)
+    resumed = len(task.ranges)
+    if not manifest.begin(overwrite=overwrite):
+        missing = manifest.missing()
+        resumed -= len(missing)
+        if resumed:
+            logger.info("going on: %d of %d ranges are there", resumed, len(task.ranges))
+        progress = RowsProgress(sum(each.stop - each.start for each in missing))
+        try:
+            for each in (_on_ray if distributed else _here)(task, run, missing):
+                progress(each.stop - each.start)
+        except UnreadableError:
+            raise
+        except InputError:  # of these files there will be no assignment
+            manifest.discard()
+            raise
+        manifest.finish(model.clusters, run.nearest, task.metadata())
+    summary, counts = manifest.result()
+    choice = summary["index"]
     missed = run.index not in ("auto", choice["index"])
     logger.log(
         logging.WARNING if missed else logging.INFO,
@@ -99,11 +118,48 @@ def assign(
         choice["index"],
         choice["recall"],
     )
-    return {
-        "rows": int(counts.sum()),
-        "files": len(table.files),
-        "counts": counts.tolist(),
-        "index": choice,
-        "seconds": time.perf_counter() - began,
-        "out": str(out),
-    }
+    seconds = time.perf_counter() - began
+    return {**summary, "counts": counts, "resumed": resumed, "seconds": seconds, "out": str(out)}
+
+
+def _here(task: AssignTask, run: AssignConfig, missing: list[Range]) -> Iterator[Range]:
+    """Do ranges in this process; yield each that is done."""
+    threads = threads_of(run)
+    assigner = assigner_of(task)
+    with thread_pool(threads) as pool, ThreadPoolExecutor(_AT_A_TIME) as ranges:
+        begun: deque[tuple[Range, Future[None]]] = deque()
+        left = iter(missing)
+        try:
+            while True:
+                for each in left:
+                    begun.append((each, ranges.submit(assign_range, assigner, task, each, pool, threads)))
+                    if len(begun) == _AT_A_TIME:
+                        break
+                if not begun:
+                    return
+                each, future = begun.popleft()
+                future.result()
+                yield each
+        finally:
+            for _, future in begun:
+                future.cancel()
+
+
+def _on_ray(task: AssignTask, run: AssignConfig, missing: list[Range]) -> Iterator[Range]:
+    from raydkm.engine.ray_assign import assign_on_ray
+
+    return assign_on_ray(task, run, missing)
+
+
+def _check_apart(output: Output, inputs: Iterable[str]) -> None:
+    """Refuse an output that is or holds an input: overwriting it would delete the input."""
+    for name in inputs:
+        if f"{identity(name)}/".startswith(f"{identity(output.name)}/"):
+            raise OutputError(f"{output.name} holds the input {name}; choose another place for the output")
+
+
+def _check_outside(output: Output, given: Iterable[str]) -> None:
+    """Refuse an output in a directory that is searched for inputs: when started again it would find itself."""
+    for name in given:
+        if identity(output.name).startswith(f"{identity(name).rstrip('/')}/"):
+            raise OutputError(f"{output.name} lies in the input {name}; choose another place for the output")

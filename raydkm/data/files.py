@@ -13,6 +13,9 @@ from pyarrow import fs
 from raydkm.data.storage import identity, is_local, locate, named, plain, retried
 from raydkm.errors import InputError
 
+#: Tell that a directory is an assignment's, and that it is whole.
+MANIFEST, SUCCESS = "_manifest.json", "_SUCCESS"
+
 
 def find_files(data: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
     """Expand files, directories (searched for ``*.parquet``) and globs, as paths or URIs, to a sorted list of names.
@@ -53,6 +56,7 @@ def _expand(item: str) -> list[str]:
         return [item if "://" in item else path]
     if kind == fs.FileType.Directory:
         inside = retried(item, lambda: files.get_file_info(fs.FileSelector(path, recursive=True)))
+        _check_whole(item, {info.path for info in inside})
         wanted = [info.path for info in inside if info.type == fs.FileType.File and _visible(info.path, path)]
         if not wanted:
             raise InputError(f"{item}: no *.parquet files in this directory")
@@ -61,6 +65,14 @@ def _expand(item: str) -> list[str]:
     if not matches:
         raise InputError(f"{item}: no such file or directory" + (", and no match" if glob.has_magic(path) else ""))
     return [named(item, found) for found in matches]
+
+
+def _check_whole(item: str, paths: set[str]) -> None:
+    """Refuse a directory in which there is an assignment that is not complete."""
+    for path in sorted(paths):
+        place, _, name = path.rpartition("/")
+        if name == MANIFEST and f"{place}/{SUCCESS}" not in paths:
+            raise InputError(f"{item}: the assignment in {place} is not complete; run it again, it goes on")
 
 
 def _visible(path: str, directory: str) -> bool:

@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from pyarrow import fs
 
-from raydkm.errors import InputError
+from raydkm.errors import InputError, UnreadableError
 
 T = TypeVar("T")
 
@@ -92,12 +92,12 @@ def passing(error: OSError) -> bool:
 
 
 def wait_to_retry(name: str, failures: int, error: OSError) -> None:
-    """Sleep before the next attempt, or raise `InputError` if there have been enough or it would fail again."""
+    """Sleep before the next attempt, or raise `InputError` if it would fail again, `UnreadableError` after enough."""
     told = str(error).splitlines()[0] if str(error) else type(error).__name__
     if not passing(error):
         raise InputError(f"{name}: {told}") from None
     if failures >= ATTEMPTS:
-        raise InputError(f"{name}: cannot be read, after {failures} attempts ({told})") from None
+        raise UnreadableError(f"{name}: cannot be read, after {failures} attempts ({told})") from None
     logger.warning("%s: a read failed (%s); trying again", name, told)
     time.sleep(FIRST_WAIT_S * 4 ** (failures - 1))
 

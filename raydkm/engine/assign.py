@@ -1,32 +1,41 @@
-"""Assignment of rows to the clusters of a model: tables in, tables out."""
+"""Assignment of rows to the clusters of a model: ranges of Parquet files in, Parquet files out."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from raydkm.data.columns import Columns
 from raydkm.data.files import relative_names
+from raydkm.data.output import Output
 from raydkm.data.parquet import ParquetTable, scan_file
+from raydkm.data.prefetch import prefetched
 from raydkm.data.source import as_tensor
-from raydkm.errors import ConfigError, EngineError, InputError
+from raydkm.engine.manifest import Manifest, Range, Record, Written, cut, digest_of, parquet
+from raydkm.engine.tally import Tally, closest
+from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
-from raydkm.ops.batch import SOFT_TILE, Batch
+from raydkm.ops.batch import BATCH_ROWS, SOFT_TILE, Batch
 from raydkm.ops.nearest import SAMPLE_ROWS, Choice, NearestPrototypes
 from raydkm.ops.soft import SoftAssignment
 
 #: Rows of an output row group.
 ROW_GROUP_ROWS = 131_072
+
+#: Batches that are read before they are asked for.
+_READ_AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -118,53 +127,102 @@ class AssignTask:
 
     Parameters
     ----------
+    model : Model
     table : ParquetTable
         Input files; the column names are the model's unless others were given.
     keep : tuple of str
         Input columns copied to the output.
     top : int or None
         Also write the lists of the `top` best clusters and their posteriors.
-    out : str
-        Existing directory.
-    index, recall, sample
+    output : Output
+    range_rows, partition_by, nearest, index, recall
+        As in `raydkm.config.AssignConfig`.
+    sample : ndarray (n, d), optional
         As in `Assigner`.
     """
 
+    model: Model
     table: ParquetTable
     keep: tuple[str, ...]
     top: int | None
-    out: str
+    output: Output
+    range_rows: int = 262_144
+    partition_by: str | None = None
+    nearest: int | None = None
     index: str = "auto"
     recall: float = 0.999
     sample: NDArray | None = None
 
     def __post_init__(self) -> None:
         written = {"cluster", "distance", "posterior", "entropy", "top_clusters", "top_posteriors"}
+        of_nearest = {"file", "row"} if self.nearest is not None else set()
         for name in self.keep:
-            if name in written:
+            if name in written | of_nearest:
                 raise InputError(f"keep '{name}': the output has a column of that name")
             for path, schema in zip(self.table.files, self.table.schemas, strict=True):
                 if name not in schema.names:
                     raise InputError(f"{path}: no column '{name}' to keep; there are: {', '.join(schema.names)}")
+                kind, first = schema.field(name).type, self.table.schemas[0].field(name).type
+                if self.nearest is not None and kind != first:
+                    raise InputError(f"{path}: column '{name}' is {kind}, elsewhere {first}: nearest cannot keep it")
+        if len({each.output for each in self.ranges}) < len(self.ranges):
+            raise InputError("two inputs differ in the ending .parquet alone, their outputs would have one name")
 
-    def outputs(self) -> list[str]:
-        """For each input file, the path of its output: its own path below the files' common directory."""
-        return [os.path.join(self.out, name) for name in relative_names(self.table.files)]
+    @cached_property
+    def ranges(self) -> tuple[Range, ...]:
+        """What is assigned as a whole, in the order of the rows; it follows from the files and `range_rows`."""
+        found: list[Range] = []
+        for source, file, groups in zip(self.table.files, self._files, self.table.groups, strict=True):
+            for number, (start, stop) in enumerate(cut(groups, self.range_rows)):
+                output = f"{file.removesuffix('.parquet')}-{number:05d}.parquet"
+                found.append(Range(len(found), source, file, start, stop, output))
+        return tuple(found)
 
-    def check_complete(self) -> None:
-        """Raise `EngineError` unless every output is there with the rows of its input."""
-        for source, rows, target in zip(self.table.files, self.table.counts, self.outputs(), strict=True):
-            written = pq.read_metadata(target).num_rows if os.path.exists(target) else None
-            if written != rows:
-                found = "no file" if written is None else f"{written} rows"
-                raise EngineError(
-                    f"{source} has {rows} rows, its output {found}: do all nodes share the storage of {self.out}?"
-                )
+    @cached_property
+    def _files(self) -> list[str]:
+        return relative_names(self.table.files)
+
+    @cached_property
+    def job(self) -> dict[str, Any]:
+        """All that determines the output's bytes, as JSON values."""
+        stops: dict[str, list[int]] = {}
+        for each in self.ranges:
+            stops.setdefault(each.file, []).append(each.stop)
+        return {
+            "model": self.model.checksum(),
+            "objective": self.model.config.objective,
+            "metric": self.model.config.metric,
+            "temperature": self.model.temperature,
+            "reading": self.model.reading,
+            "column": self.table.columns.label,
+            "keep": list(self.keep),
+            "top": self.top,
+            "index": self.index,
+            "recall": self.recall,
+            "range_rows": self.range_rows,
+            "partition_by": self.partition_by,
+            "nearest": self.nearest,
+            "files": [
+                {"file": file, "bytes": size, "modified_ns": modified, "stops": stops[file]}
+                for file, (size, modified) in zip(self._files, self.table.stamps, strict=True)
+            ],
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self.job)
+
+    def manifest(self) -> Manifest:
+        return Manifest(self.output, self.job, self.ranges)
+
+    def metadata(self) -> dict[str, str]:
+        """Of every Parquet file that is written."""
+        return {"raydkm.model": self.model.checksum(), "raydkm.objective": self.model.config.objective}
 
 
-def assigner_of(model: Model, task: AssignTask, threads: int) -> Assigner:
-    """The assigner of a run, which is the same wherever it is made."""
-    return Assigner(model, threads=threads, top=task.top or 1, index=task.index, recall=task.recall, sample=task.sample)
+def assigner_of(task: AssignTask) -> Assigner:
+    """The assigner of a run, which is the same wherever it is made; each of its searches takes one thread."""
+    return Assigner(task.model, threads=1, top=task.top or 1, index=task.index, recall=task.recall, sample=task.sample)
 
 
 def first_rows(table: ParquetTable) -> NDArray:
@@ -175,46 +233,105 @@ def first_rows(table: ParquetTable) -> NDArray:
     return columns.extract(batch.slice(0, SAMPLE_ROWS), source, 0, unit=table.unit).rows
 
 
-def assign_file(assigner: Assigner, task: AssignTask, source: str, target: str) -> NDArray[np.int64]:
-    """Assign one file; return the number of rows of each cluster."""
-    counts = np.zeros(assigner.model.clusters, dtype=np.int64)
+def assign_range(assigner: Assigner, task: AssignTask, each: Range, pool: ThreadPoolExecutor, threads: int) -> None:
+    """Assign a range of rows: write its output files, then the record that they are all there.
+
+    The `threads` of `pool` share its canonical batches; each batch's arithmetic runs in one thread, so that the
+    bytes do not depend on their number.
+    """
+    table = _assigned(assigner, task, each, pool, threads)
+    written = []
+    for name, part in _partitioned(table, each.output) if task.partition_by else [(each.output, table)]:
+        content = parquet(part, row_group_size=ROW_GROUP_ROWS)
+        task.output.commit(name, content)
+        written.append(Written(name, len(part), content.size, hashlib.sha256(content).hexdigest()))
+    if task.nearest is not None:
+        own = table.select(["cluster", "distance", *task.keep])
+        own = own.add_column(2, pa.field("row", pa.int64(), False), pa.array(np.arange(each.start, each.stop)))
+        own = own.add_column(2, pa.field("file", pa.string(), False), pa.repeat(each.file, len(own)))
+        task.output.commit(each.nearest, parquet(closest(own, task.nearest)))
+    record = Record(task.digest, each.number, tuple(written), asdict(assigner.choice), Tally.of(table))
+    task.output.commit(each.record, record.content())
+
+
+def _assigned(assigner: Assigner, task: AssignTask, each: Range, pool: ThreadPoolExecutor, threads: int) -> pa.Table:
     columns = Columns(task.table.columns.features)
     needed = list(dict.fromkeys([*columns.needed, *task.keep]))
-    schema = _schema(task.table.schema(source), task, assigner)
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    partial = f"{target}.partial"
-    with pq.ParquetWriter(partial, schema) as writer:
-        for table in _regrouped(_assigned(assigner, task, columns, scan_file(source, needed), source, schema)):
-            writer.write_table(table)
-            counts += np.bincount(table["cluster"].to_numpy(), minlength=len(counts))
-    os.replace(partial, target)
-    return counts
+    schema = _schema(task.table.schema(each.source), task, assigner)
+    stamp = task.table.stamps[task.table.files.index(each.source)]
+
+    def batches() -> Generator[pa.RecordBatch, None, None]:
+        yield from _canonical(scan_file(each.source, needed, each.start, each.stop, stamp=stamp))
+
+    def assigned(batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
+        rows = columns.extract(batch, each.source, row, unit=task.table.unit).rows
+        _check_dim(rows, task.model, each.source)
+        return pa.RecordBatch.from_arrays(
+            [*(batch[name] for name in task.keep), *_arrays(assigner(rows), task.top)], schema=schema
+        )
+
+    done: list[pa.RecordBatch] = []
+    begun: deque[Future[pa.RecordBatch]] = deque()
+    row = each.start
+    with prefetched(batches(), ahead=_READ_AHEAD) as [reader]:
+        try:
+            for batch in reader:
+                begun.append(pool.submit(assigned, batch, row))
+                row += len(batch)
+                if len(begun) > 2 * threads:
+                    done.append(begun.popleft().result())
+            done += [future.result() for future in begun]
+        finally:
+            for future in begun:
+                future.cancel()
+    if row != each.stop:
+        raise InputError(
+            f"{each.source}: {row - each.start} rows read where its footer promised {each.stop - each.start}"
+        )
+    return pa.Table.from_batches(done, schema).combine_chunks()
 
 
-def _assigned(
-    assigner: Assigner,
-    task: AssignTask,
-    columns: Columns,
-    batches: Iterable[pa.RecordBatch],
-    source: str,
-    schema: pa.Schema,
-) -> Iterator[pa.Table]:
-    row = 0
+def _canonical(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of `BATCH_ROWS`, of which the last may be shorter, however they are read."""
+    waiting: list[pa.RecordBatch] = []
     for batch in batches:
-        block = columns.extract(batch, source, row, unit=task.table.unit)
-        _check_dim(block.rows, assigner.model, source)
-        row += len(batch)
-        result = assigner(block.rows)
-        made = [
-            pa.array(np.ascontiguousarray(result.clusters[:, 0])),
-            pa.array(result.distance),
-            pa.array(np.ascontiguousarray(result.posteriors[:, 0])),
-            pa.array(result.entropy),
-        ]
-        if task.top is not None:
-            lists = (result.clusters, result.posteriors)
-            made += [pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), task.top) for x in lists]
-        yield pa.Table.from_arrays([*(batch[name] for name in task.keep), *made], schema=schema)
+        start = 0
+        while start < len(batch):
+            part = batch.slice(start, BATCH_ROWS - sum(map(len, waiting)))
+            start += len(part)
+            waiting.append(part)
+            if sum(map(len, waiting)) == BATCH_ROWS:
+                yield _one(waiting)
+                waiting = []
+    if waiting:
+        yield _one(waiting)
+
+
+def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def _arrays(result: Assignment, top: int | None) -> list[pa.Array]:
+    made = [
+        pa.array(np.ascontiguousarray(result.clusters[:, 0])),
+        pa.array(result.distance),
+        pa.array(np.ascontiguousarray(result.posteriors[:, 0])),
+        pa.array(result.entropy),
+    ]
+    if top is not None:
+        lists = (result.clusters, result.posteriors)
+        made += [pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), top) for x in lists]
+    return made
+
+
+def _partitioned(table: pa.Table, name: str) -> Iterator[tuple[str, pa.Table]]:
+    """For each cluster its rows, in their order, without the column `cluster`, which is in the directory's name."""
+    clusters = table["cluster"].to_numpy()
+    order = np.argsort(clusters, kind="stable")
+    numbers, starts = np.unique(clusters[order], return_index=True)
+    rows = table.drop_columns(["cluster"]).take(order)
+    for number, start, stop in zip(numbers, starts, [*starts[1:], len(rows)], strict=True):
+        yield f"cluster={number}/{name}", rows.slice(start, stop - start)
 
 
 def _schema(source: pa.Schema, task: AssignTask, assigner: Assigner) -> pa.Schema:
@@ -230,25 +347,7 @@ def _schema(source: pa.Schema, task: AssignTask, assigner: Assigner) -> pa.Schem
             pa.field("top_clusters", pa.list_(pa.int32(), task.top)),
             pa.field("top_posteriors", pa.list_(pa.float32(), task.top)),
         ]
-    model = assigner.model
-    metadata = {
-        "raydkm.model": model.checksum(),
-        "raydkm.objective": model.config.objective,
-        "raydkm.index": json.dumps(asdict(assigner.choice)),
-    }
-    return pa.schema(fields, metadata=metadata)
-
-
-def _regrouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Join small tables to ones of at least a row group's rows (the last may be smaller)."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table)
-        if sum(len(t) for t in waiting) >= ROW_GROUP_ROWS:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)
+    return pa.schema(fields, metadata=task.metadata() | {"raydkm.index": json.dumps(asdict(assigner.choice))})
 
 
 def _check_dim(rows: NDArray, model: Model, where: str) -> None:

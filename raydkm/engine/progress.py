@@ -116,6 +116,24 @@ class Log:
         )
 
 
+class RowsProgress:
+    """Logs, at most once a second, how many of the `total` rows of an assignment are done, and how fast."""
+
+    def __init__(self, total: int):
+        self._total, self._done = total, 0
+        self._began = self._last_time = time.monotonic()
+
+    def __call__(self, rows: int) -> None:
+        self._done += rows
+        now = time.monotonic()
+        if now - self._last_time < 1.0:
+            return
+        self._last_time = now
+        rate = self._done / (now - self._began)
+        left = f", about {_duration((self._total - self._done) / rate)} left" if rate else ""
+        logger.info("%s of %s rows, %.3g rows/s%s", f"{self._done:,}", f"{self._total:,}", rate, left)
+
+
 class EventFile:
     """Writes events as JSON lines, each with its `time` (seconds since 1970), to ``events.jsonl`` in a run directory.
 

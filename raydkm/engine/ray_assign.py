@@ -1,59 +1,92 @@
-"""Assignment on Ray: Ray Data streams the list of files to a pool of actors that hold the model's index."""
+"""Assignment on Ray: Ray Data streams the list of ranges to a pool of actors that hold the model's index."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import ray
 import ray.data
-import torch
+import ray.exceptions
 from numpy.typing import NDArray
 
+from raydkm import errors
 from raydkm.config import RunConfig
-from raydkm.engine.assign import AssignTask, assign_file, assigner_of
+from raydkm.engine.assign import AssignTask, assign_range, assigner_of
+from raydkm.engine.manifest import Range
+from raydkm.engine.passes import thread_pool
 from raydkm.engine.ray_train import connect, cpus_each, cpus_of_nodes
-from raydkm.errors import InputError, RaydkmError
-from raydkm.model import Model
+from raydkm.errors import EngineError, RaydkmError
+
+logger = logging.getLogger("raydkm")
+
+#: Passes in a row in which nothing was done, after which a run gives up.
+IDLE_PASSES = 3
 
 
-class _FileAssigner:
-    def __init__(self, model: Model, task: AssignTask, threads: int):
-        torch.set_num_threads(threads)
-        self._assigner = assigner_of(model, task, threads)
-        self._task = task
+class _RangeAssigner:
+    def __init__(self, task: AssignTask, threads: int):
+        self._task, self._threads = task, threads
+        self._assigner = assigner_of(task)
+        self._pool = thread_pool(threads).__enter__()  # as long as the actor lives
 
-    def __call__(self, files: dict[str, NDArray]) -> dict[str, Any]:
-        [source], [target] = files["source"], files["target"]
+    def __call__(self, numbers: dict[str, NDArray]) -> dict[str, Any]:
+        [number] = numbers["range"]
+        kind = refusal = ""
         try:
-            counts, refusal = assign_file(self._assigner, self._task, str(source), str(target)), ""
+            assign_range(self._assigner, self._task, self._task.ranges[number], self._pool, self._threads)
         except RaydkmError as error:  # raised by the driver: one sentence instead of a task's traceback
-            counts, refusal = np.zeros(self._assigner.model.clusters, dtype=np.int64), str(error)
-        return {"counts": counts[None], "refusal": [refusal], "index": [json.dumps(asdict(self._assigner.choice))]}
+            kind, refusal = type(error).__name__, str(error)
+        return {"range": np.array([number]), "kind": [kind], "refusal": [refusal]}
 
 
-def assign_on_ray(model: Model, task: AssignTask, run: RunConfig) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """Assign all files of `task`; return the number of rows of each cluster, and the index that was chosen."""
+def assign_on_ray(task: AssignTask, run: RunConfig, missing: list[Range]) -> Iterator[Range]:
+    """Do the `missing` ranges on the connected cluster; yield each that is done.
+
+    An actor that dies loses the range that it was at, and Ray starts it again where there is room. What has been lost
+    is done in another pass, on the nodes that there are by then.
+
+    Raises
+    ------
+    EngineError
+        If several passes in a row do nothing.
+    """
     connect()
-    files = [{"source": s, "target": t} for s, t in zip(task.table.files, task.outputs(), strict=True)]
+    left, idle = {each.number: each for each in missing}, 0
     workers = run.workers or len(cpus_of_nodes())
-    least, most = (min(n, len(files)) for n in (workers if isinstance(workers, tuple) else (workers, workers)))
+    least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    while left:
+        before = len(left)
+        try:
+            for number in _pass(task, run, list(left), min(least, len(left)), min(most, len(left))):
+                yield left.pop(number)
+        except ray.exceptions.RayError as error:
+            logger.warning("%s", str(error).splitlines()[0])
+        if left:
+            idle = idle + 1 if len(left) == before else 0
+            if idle == IDLE_PASSES:
+                raise EngineError(f"{len(left)} ranges could not be assigned: the actors of {idle} passes were lost")
+            logger.warning("%d ranges were lost with their actors; doing them again", len(left))
+            least = 1  # nodes may have gone
+
+
+def _pass(task: AssignTask, run: RunConfig, numbers: list[int], least: int, most: int) -> Iterator[int]:
     cpus = cpus_each((least, most))
-    threads = run.threads or cpus
-    results = (
-        ray.data.from_items(files, override_num_blocks=len(files))
-        .map_batches(
-            _FileAssigner,
-            fn_constructor_args=(model, task, threads),
+    context = ray.data.DataContext.get_current().copy()
+    context.max_errored_blocks = -1  # a range whose actor has died is done later
+    with ray.data.DataContext.current(context):
+        results = ray.data.from_items([{"range": n} for n in numbers], override_num_blocks=len(numbers)).map_batches(
+            _RangeAssigner,
+            fn_constructor_args=(task, run.threads or cpus),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
             num_cpus=cpus,
+            max_restarts=-1,
+            max_task_retries=0,
         )
-        .take_all()
-    )
-    for result in results:
-        if result["refusal"]:
-            raise InputError(result["refusal"])
-    return np.sum([result["counts"] for result in results], axis=0), json.loads(results[0]["index"])
+        for result in results.iter_rows():
+            if result["refusal"]:
+                raise getattr(errors, result["kind"])(result["refusal"])
+            yield int(result["range"])

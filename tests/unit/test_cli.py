@@ -143,7 +143,7 @@ def test_json_is_exactly_one_line_on_stdout_for_the_whole_path(run, data: Path, 
     code, text, _ = run("assign", model, data, "--out", out, "--keep", "id,label", "--top", 2, "--json")
     assert code == 0
     assert one_line(text)["rows"] == 12
-    assert pq.read_schema(out / "good.parquet").names[:3] == ["id", "label", "cluster"]
+    assert pq.read_schema(out / "good-00000.parquet").names[:3] == ["id", "label", "cluster"]
 
     code, text, _ = run("evaluate", model, data, "--label", "label", "--json")
     assert code == 0
@@ -326,7 +326,7 @@ def test_an_existing_output_is_refused_and_overwrite_replaces_it(run, place: Pat
     assert run(*assign)[0] == 0
     refused(run, place, *assign, "--top", 2, told="out exists already|--overwrite", kind="OutputError")
     assert run(*assign, "--top", 2, "--overwrite")[0] == 0
-    assert "top_clusters" in pq.read_schema(place / "out" / "good.parquet").names
+    assert "top_clusters" in pq.read_schema(place / "out" / "good-00000.parquet").names
     assert sorted(path.name for path in place.iterdir()) == ["model", "out"]
     (place / "mine").mkdir()
     (place / "mine" / "thesis.txt").write_text("mine")

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 import raydkm
-from raydkm.atomic import MARKER
 from raydkm.errors import ConfigError, InputError, OutputError
 from raydkm.estimator import DKMeans
 from raydkm.model import Model
@@ -22,7 +21,13 @@ def model(digits: Path) -> Model:
 
 
 def written(directory: Path) -> list[str]:
-    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*.*") if path.name != MARKER)
+    """Files but those that tell of a run, of which outputs (their ending is -00000.parquet) by their inputs' names."""
+    names = (str(path.relative_to(directory)) for path in directory.rglob("*.*"))
+    return sorted(name.replace("-00000.", ".") for name in names if not Path(name).name.startswith(("_", ".")))
+
+
+def output_of(name: str) -> str:
+    return name.replace(".parquet", "-00000.parquet")
 
 
 def pixels_of(digits: Path) -> np.ndarray:
@@ -35,7 +40,7 @@ def test_one_file_is_written_for_each_input_file_with_the_columns_promised(model
     assert written(tmp_path / "out") == written(digits)
     assert written(tmp_path) == [f"out/{name}" for name in written(digits)]
     for path in sorted(digits.iterdir()):
-        source, found = pq.read_table(path), pq.read_table(tmp_path / "out" / path.name)
+        source, found = pq.read_table(path), pq.read_table(tmp_path / "out" / output_of(path.name))
         assert found.schema.remove_metadata() == pa.schema(
             [
                 ("id", pa.int64()),
@@ -58,7 +63,7 @@ def test_one_file_is_written_for_each_input_file_with_the_columns_promised(model
 
 def test_without_options_only_the_four_columns_are_written(model, digits: Path, tmp_path: Path) -> None:
     raydkm.assign(model, digits, out=tmp_path / "out")
-    schema = pq.read_schema(next((tmp_path / "out").iterdir()))
+    schema = pq.read_schema(next((tmp_path / "out").glob("*-00000.parquet")))
     assert schema.names == ["cluster", "distance", "posterior", "entropy"]
     assert schema.metadata[b"raydkm.model"].decode() == model.checksum()
 
@@ -73,7 +78,9 @@ def test_assignments_agree_with_the_estimator(digits, tmp_path: Path, objective,
         10, objective=objective, balance=balance, metric=metric, column="pixels", random_state=0, max_steps=5
     ).fit(digits)
     raydkm.assign(estimator.model_, digits, out=tmp_path / "out", top=4, threads=2)
-    found = pa.concat_tables(pq.read_table(tmp_path / "out" / path.name) for path in sorted(digits.iterdir()))
+    found = pa.concat_tables(
+        pq.read_table(tmp_path / "out" / output_of(path.name)) for path in sorted(digits.iterdir())
+    )
     x = pixels_of(digits)
     labels, proba, distances = estimator.predict(x), estimator.predict_proba(x), estimator.transform(x)
     cluster = found["cluster"].to_numpy()
@@ -119,7 +126,7 @@ def test_files_of_one_name_in_two_directories_stay_apart(tmp_path: Path, write, 
         out = tmp_path / f"out{number}"
         raydkm.assign(model, data, out=out, keep=["id"])
         assert written(out) == ["day=1/part.parquet", "day=2/part.parquet"]
-        ids = pq.ParquetFile(out / "day=2" / "part.parquet").read()["id"]
+        ids = pq.ParquetFile(out / "day=2" / "part-00000.parquet").read()["id"]
         np.testing.assert_array_equal(ids, np.arange(10, 30))
 
 
@@ -130,7 +137,10 @@ def test_an_empty_file_among_others_gives_an_empty_output(tmp_path: Path, write,
     model = raydkm.fit(tmp_path / "in", column="x", clusters=2)
     raydkm.assign(model, tmp_path / "in", out=tmp_path / "out", top=2)
     assert written(tmp_path / "out") == ["a.parquet", "b.parquet"]
-    empty, full = pq.read_table(tmp_path / "out" / "b.parquet"), pq.read_table(tmp_path / "out" / "a.parquet")
+    empty, full = (
+        pq.read_table(tmp_path / "out" / "b-00000.parquet"),
+        pq.read_table(tmp_path / "out" / "a-00000.parquet"),
+    )
     assert empty.num_rows == 0
     assert empty.schema == full.schema
 
@@ -176,7 +186,7 @@ def test_a_refused_row_in_the_last_file_leaves_no_output(tmp_path: Path, write, 
     with pytest.raises(InputError, match=told):
         raydkm.assign(model, tmp_path / "in", out=tmp_path / "new" / "out", column="x")
     assert written(tmp_path) == ["in/a.parquet", "in/b.parquet"]
-    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "new" / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -200,14 +210,14 @@ def test_impossible_options_are_refused_and_nothing_is_written(model, digits, tm
 def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(model, digits: Path, tmp_path: Path) -> None:
     first = sorted(digits.iterdir())[0]
     raydkm.assign(model, first, out=tmp_path / "out", top=2)
-    before = (tmp_path / "out" / first.name).read_bytes()
+    before = (tmp_path / "out" / output_of(first.name)).read_bytes()
     with pytest.raises(OutputError, match="out exists already"):
         raydkm.assign(model, digits, out=tmp_path / "out")
     assert written(tmp_path) == [f"out/{first.name}"]
-    assert (tmp_path / "out" / first.name).read_bytes() == before
+    assert (tmp_path / "out" / output_of(first.name)).read_bytes() == before
     raydkm.assign(model, digits, out=tmp_path / "out", overwrite=True)
     assert written(tmp_path / "out") == written(digits)
-    assert "top_clusters" not in pq.read_schema(tmp_path / "out" / first.name).names
+    assert "top_clusters" not in pq.read_schema(tmp_path / "out" / output_of(first.name)).names
 
 
 # The index
@@ -220,7 +230,7 @@ def test_the_index_that_was_chosen_is_told_and_recorded(digits: Path, tmp_path: 
     found = raydkm.assign(hard, digits, out=tmp_path / "ivf", index="ivf", recall=0.95, top=2)
     assert found["index"]["index"] == "ivf"
     assert found["index"]["recall"] >= 0.95
-    metadata = pq.read_schema(next((tmp_path / "ivf").rglob("*.parquet"))).metadata
+    metadata = pq.read_schema(next((tmp_path / "ivf").glob("*-00000.parquet"))).metadata
     assert json.loads(metadata[b"raydkm.index"]) == found["index"]
     one, other = (pq.read_table(tmp_path / name)["cluster"].to_numpy() for name in ("flat", "ivf"))
     assert np.mean(one == other) > 0.9

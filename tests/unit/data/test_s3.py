@@ -132,7 +132,7 @@ def test_assignments_of_an_object_store_have_the_names_of_its_files(s3: S3Server
     model = raydkm.fit(local, **OPTIONS)
     raydkm.assign(model, s3.uri("rows"), out=tmp_path / "there")
     raydkm.assign(model, local, out=tmp_path / "here")
-    for name in ("a.parquet", "b.parquet", "c.parquet"):
+    for name in ("a-00000.parquet", "b-00000.parquet", "c-00000.parquet"):
         assert pq.read_table(BytesIO((tmp_path / "there" / name).read_bytes())).equals(
             pq.read_table(tmp_path / "here" / name)
         )
