@@ -30,15 +30,18 @@ class _RangeAssigner:
     def __init__(self, task: AssignTask, threads: int):
         self._task, self._threads = task, threads
         self._assigner = assigner_of(task)
-        self._pool = thread_pool(threads).__enter__()  # as long as the actor lives
+        self._kept = thread_pool(threads)
+        self._pool = self._kept.__enter__()  # as long as the actor lives
 
     def __call__(self, numbers: dict[str, NDArray]) -> dict[str, Any]:
         [number] = numbers["range"]
-        kind = refusal = ""
+        each, kind, refusal = self._task.ranges[number], "", ""
         try:
-            assign_range(self._assigner, self._task, self._task.ranges[number], self._pool, self._threads)
+            assign_range(self._assigner, self._task, each, self._pool, self._threads)
         except RaydkmError as error:  # raised by the driver: one sentence instead of a task's traceback
             kind, refusal = type(error).__name__, str(error)
+        except Exception as error:  # noqa: BLE001 - it would be taken for a lost actor, and tried again
+            kind, refusal = "EngineError", f"{each.source}, row {each.start}: {type(error).__name__}: {error}"
         return {"range": np.array([number]), "kind": [kind], "refusal": [refusal]}
 
 

@@ -312,7 +312,7 @@ def test_nothing_is_left_where_the_parents_of_the_output_are_not_there_yet(run, 
     arguments = ("fit", bad, "--column", "x", "--clusters", 2, "--out", place / "a" / "b" / "model")
     refused(run, place, *arguments, told="bad.parquet|row 5", kind="InputError")
     assert run(*fit_arguments(data, place))[0] == 0
-    arguments = ("assign", place / "model", bad, "--out", place / "a" / "b" / "out")
+    arguments = ("assign", place / "model", bad, "--out", place / "out")
     refused(run, place, *arguments, told="bad.parquet|row 5", kind="InputError")
 
 
