@@ -155,7 +155,9 @@ def test_assignment_on_ray_writes_the_bytes_of_the_local_engine(shards: Path, tm
         summary = raydkm.assign(model, shards, out=out, keep=["id"], top=2, engine=engine, threads=1)
         assert summary["rows"] == ROWS
         written[engine] = {path.name: path.read_bytes() for path in sorted(out.iterdir())}
-    assert [f"{number}-00000.parquet" for number in range(3)] == [name for name in written["local"] if name[0] not in "._"]
+    assert [f"{number}-00000.parquet" for number in range(3)] == [
+        name for name in written["local"] if name[0] not in "._"
+    ]
     assert written["local"] == written["ray"]
 
 
