@@ -5,7 +5,7 @@
 
 - Rate: rows/s of `raydkm.assign` in this process with two threads, as a part of that of one process that reads record
   batches with pyarrow, searches them with a flat FAISS index on two threads and writes cluster and distance with
-  pyarrow. The process is warm; the start of one is told apart. On a machine that others use, look at the processor time.
+  pyarrow. The process is warm; the start of one is told apart. On a shared machine, look at processor times.
 - Disturbed: on a cluster of several nodes on this machine the driver, an actor and a node are killed with SIGKILL, each
   at three random moments; then the command is run again. Every row has to be there once, the bytes have to be those of
   an undisturbed run in one process, and no temporary file may be left.
