@@ -87,7 +87,7 @@ def _pass(task: AssignTask, run: RunConfig, numbers: list[int], least: int, most
             compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
             num_cpus=cpus,
             max_restarts=-1,
-            max_task_retries=0,
+            max_task_retries=0,  # or a range would wait for an actor whose node does not return
         )
         for result in results.iter_rows():
             if result["refusal"]:

@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 import raydkm
 from raydkm.data import storage
 from raydkm.data.files import find_files, relative_names
 from raydkm.data.storage import locate
-from raydkm.errors import ConfigError, EngineError, InputError
+from raydkm.errors import ConfigError, EngineError, InputError, OutputError
 from tests.s3_server import S3Server
 
 OPTIONS = {"column": "z", "clusters": 5, "max_steps": 10}
@@ -136,3 +137,32 @@ def test_assignments_of_an_object_store_have_the_names_of_its_files(s3: S3Server
         assert pq.read_table(BytesIO((tmp_path / "there" / name).read_bytes())).equals(
             pq.read_table(tmp_path / "here" / name)
         )
+
+
+def test_assignments_are_written_to_an_object_store_and_gone_on_with(s3: S3Server, local: Path, tmp_path: Path) -> None:
+    model = raydkm.fit(local, **OPTIONS)
+    options = {"range_rows": 1000, "nearest": 2}
+    whole = raydkm.assign(model, local, out=tmp_path / "here", **options)
+    out = s3.uri("assigned")
+    raydkm.assign(model, local, out=out, **options)
+    assert bytes_in(out) == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    with pytest.raises(OutputError, match="nearest 2, now 3"):
+        raydkm.assign(model, local, out=out, **options | {"nearest": 3})
+    files, root = locate(out)
+    for name in ("_SUCCESS", "b-00001.parquet"):
+        files.delete_file(f"{root}/{name}")
+    with pytest.raises(InputError, match="is not complete"):
+        find_files(out)
+    assert raydkm.assign(model, local, out=out, **options)["distance_q50"] == whole["distance_q50"]
+    assert bytes_in(out) == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    raydkm.assign(model, local / "a.parquet", out=out, overwrite=True)
+    assert len([name for name in bytes_in(out) if not name.startswith(("_", "."))]) == 1
+    s3.put("mine/thesis.txt", b"mine")
+    with pytest.raises(OutputError, match="not written by raydkm"):
+        raydkm.assign(model, local, out=s3.uri("mine"), overwrite=True)
+
+
+def bytes_in(uri: str) -> dict[str, bytes]:
+    files, root = locate(uri)
+    found = [info.path for info in files.get_file_info(fs.FileSelector(root, recursive=True)) if info.is_file]
+    return {path.rpartition("/")[2]: files.open_input_file(path).read() for path in found}
