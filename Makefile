@@ -1,11 +1,11 @@
 # make demo    install and run the whole path on real data
-# make test    install and run the whole suite
+# make test    install and run the whole suite, but for what takes minutes: make test-long
 # make check   what a developer runs all day: format, lint, types, import layers, unit tests
 # make bench   figures, beside scikit-learn, pyarrow and every peer of the extra bench that installs
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check bench clean
+.PHONY: install demo test test-long check bench clean
 
 install: .venv/installed
 
@@ -27,6 +27,9 @@ test: install
 	$(BIN)/python -m pytest -n 2 tests/unit
 	$(BIN)/python -m pytest tests/cluster
 	$(BIN)/python -m pytest tests/serve
+
+test-long: install
+	$(BIN)/python -m pytest -m long tests/cluster
 
 check: install
 	$(BIN)/ruff format --check .

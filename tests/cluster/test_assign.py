@@ -61,7 +61,7 @@ def wait_for_ranges(out: Path, count: int, running: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("what", ["actor", "node"])
+@pytest.mark.parametrize("what", ["actor", pytest.param("node", marks=pytest.mark.long)])
 def test_a_lost_actor_or_node_costs_the_ranges_it_was_at(
     place: Path, tmp_path: Path, cluster: Cluster, processes: Callable, what: str
 ) -> None:

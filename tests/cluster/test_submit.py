@@ -19,7 +19,7 @@ import pytest
 
 import raydkm
 
-pytestmark = pytest.mark.timeout(290)
+pytestmark = [pytest.mark.timeout(290), pytest.mark.long]
 
 ROOT = Path(raydkm.__file__).parents[1]
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--num-cpus=1", "--disable-usage-stats"]
