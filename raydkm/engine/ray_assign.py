@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -73,6 +74,7 @@ def assign_on_ray(task: AssignTask, run: RunConfig, missing: list[Range]) -> Ite
                 raise EngineError(f"{len(left)} ranges could not be assigned: the actors of {idle} passes were lost")
             logger.warning("%d ranges were lost with their actors; doing them again", len(left))
             least = 1  # nodes may have gone
+            gc.collect()  # Ray Data ends its actors with their last reference: they would keep their CPUs from others
 
 
 def _pass(task: AssignTask, run: RunConfig, numbers: list[int], least: int, most: int) -> Iterator[int]:
