@@ -58,6 +58,8 @@ def assign_on_ray(task: AssignTask, run: RunConfig, missing: list[Range]) -> Ite
         If several passes in a row do nothing.
     """
     connect()
+    # it logs the tracebacks of lost actors; a log that is kept keeps these actors, and their CPUs, from the next pass
+    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(logging.CRITICAL)
     left, idle = {each.number: each for each in missing}, 0
     workers = run.workers or len(cpus_of_nodes())
     least, most = workers if isinstance(workers, tuple) else (workers, workers)

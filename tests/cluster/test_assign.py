@@ -30,9 +30,9 @@ OPTIONS = {"column": "z", "keep": ["id"], "range_rows": 2000, "nearest": 2}
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs, and two nodes of one CPU."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    ray.init(address=made.address, logging_level="WARNING")  # on the head, which stays
     for _ in range(2):
         made.add_node(num_cpus=1)
-    ray.init(address=made.address, logging_level="WARNING")
     made.wait_for_nodes()
     yield made
     ray.shutdown()
