@@ -59,7 +59,6 @@ class HardAssignment:
             precision = "fp32"  # on a GPU lower precision is left to the fused kernels
         self._precision = precision
         self._directions = directions if self._native else None
-        self._size = torch.linalg.vector_norm(scores.prototypes, dim=1, dtype=torch.float64)
         self._rounding = rounding(scores)
         self._screen: Screen | None = None  # chosen by the first tile
 
@@ -115,7 +114,7 @@ class HardAssignment:
             z.numpy(),
             found.norm.numpy(),
             scores.prototypes.numpy(),
-            self._size.numpy(),
+            scores.lengths.numpy(),
             scores.bias.numpy(),
             self._rounding,
             TIE,
@@ -138,7 +137,7 @@ class HardAssignment:
         for rows in unsure.split(max(1, AT_ONCE // len(bias))):
             value = torch.addmm(bias, z[rows].double(), theta.T)
             highest, which = value.max(1)
-            scale = found.norm[rows].double().mul_(self._size[which]).add_(bias[which].abs())
+            scale = found.norm[rows].double().mul_(scores.lengths[which]).add_(bias[which].abs())
             labels[rows] = (value >= highest.sub_(scale, alpha=TIE)[:, None]).to(torch.uint8).argmax(1)
 
 

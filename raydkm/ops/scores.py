@@ -9,6 +9,7 @@ argmax_k score is the nearest prototype (s = 1) or the balanced assignment; logi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,6 +40,11 @@ class Scores:
         exact = prototypes.to(torch.float64)
         bias = exact.square().sum(1).mul_(-0.5).add_(log_s.to(device), alpha=temperature / 2)
         return cls(prototypes, bias.to(dtype), temperature)
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Of the prototypes (K,), in float64."""
+        return torch.linalg.vector_norm(self.prototypes, dim=1, dtype=torch.float64)
 
     def __len__(self) -> int:
         return len(self.prototypes)

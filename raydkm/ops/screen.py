@@ -184,9 +184,7 @@ SCREENS: dict[str, type[Screen]] = {"fp32": FullScreen, "bf16": BFloat16Screen, 
 
 def longest(scores: Scores) -> float:
     """A bound of the prototypes' lengths."""
-    theta = scores.prototypes
-    size = torch.linalg.vector_norm(theta, dim=1, dtype=torch.float64)
-    return float(size.max()) * SLACK + LOST * theta.shape[1] ** 0.5
+    return float(scores.lengths.max()) * SLACK + LOST * scores.prototypes.shape[1] ** 0.5
 
 
 def rounding(scores: Scores) -> tuple[float, float]:
