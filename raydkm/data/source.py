@@ -62,10 +62,21 @@ class RowSource:
         Rows of all workers together; those held if not given.
     rests : sequence of Rest
         Are read at the same time, each by a thread.
+    repeats : bool
+        Whether rows come in the same order in each pass.
     """
 
-    def __init__(self, chunks: Sequence[Chunk], first: int = 0, total: int | None = None, rests: Sequence[Rest] = ()):
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        first: int = 0,
+        total: int | None = None,
+        rests: Sequence[Rest] = (),
+        *,
+        repeats: bool = True,
+    ):
         self._chunks = chunks
+        self.repeats = repeats
         self._rests = rests
         self.first = first
         self.held = sum(len(chunk) for chunk in chunks)
@@ -145,7 +156,7 @@ class RowSource:
     ) -> RowSource:
         """Rows that come in another order, if they are read again."""
         chunks, rest = hold_rows(lambda _: read(), tiers, again=False)
-        return cls(chunks, 0, total, [rest] if rest is not None else [])
+        return cls(chunks, 0, total, [rest] if rest is not None else [], repeats=rest is None)
 
     def batches(self) -> Generator[Batch, None, None]:
         """The canonical batches of this worker; those that are held in order, the others as they are read."""
@@ -171,7 +182,8 @@ class RowSource:
         return self.to(tiers.device) if fits else self
 
     def to(self, device: torch.device) -> RowSource:
-        return RowSource([chunk.to(device) for chunk in self._chunks], self.first, self.total, self._rests)
+        chunks = [chunk.to(device) for chunk in self._chunks]
+        return RowSource(chunks, self.first, self.total, self._rests, repeats=self.repeats)
 
 
 def hold_rows(

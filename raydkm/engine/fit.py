@@ -32,7 +32,7 @@ from raydkm.ops.approximate import EFFORTS
 from raydkm.ops.balance import Balance
 from raydkm.ops.batch import BATCH_ROWS
 from raydkm.ops.frame import Frame
-from raydkm.ops.leading import SAMPLE_ROWS, directions, worthwhile
+from raydkm.ops.leading import SAMPLE_ROWS, Directions, worthwhile
 from raydkm.ops.moments import Extent, Moments
 from raydkm.ops.statistics import cluster_fields, hard_statistics
 from raydkm.ops.temperature import AUTO_FRACTION, AUTO_FRACTION_WITHIN, LEAST_FRACTION, collapse_temperature
@@ -287,7 +287,7 @@ def setting_of(
     temperature: float,
     critical: float | None,
     device: torch.device,
-    directions: Tensor | None = None,
+    directions: Directions | None = None,
 ) -> Setting:
     """What `config` asks of an objective on rows of these moments."""
     target = None if config.marginal is None else torch.tensor(config.marginal, dtype=torch.float64)
@@ -312,14 +312,14 @@ def setting_of(
     )
 
 
-def directions_of(look: Survey, frame: Frame, config: FitConfig, device: torch.device) -> Tensor | None:
+def directions_of(look: Survey, frame: Frame, config: FitConfig, device: torch.device) -> Directions | None:
     """Directions of the sample, where hard steps on the CPU may be faster with them."""
     sample, rows = look.sample_rows, look.extent.rows
     if not OBJECTIVES[config.objective].hard or device.type != "cpu":
         return None
     if not worthwhile(rows, config.clusters, sample.shape[1]):
         return None
-    return directions(frame(sample[:: -(-len(sample) // SAMPLE_ROWS)]))
+    return Directions.of(frame(sample[:: -(-len(sample) // SAMPLE_ROWS)]))
 
 
 def _assignment(

@@ -8,9 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from raydkm.engine.farthest import placed_at_farthest
-from raydkm.engine.passes import Passes
+from raydkm.engine.passes import SUMS_BYTES, Passes, size_of_sums
 from raydkm.objectives import Objective, State, Terms
 from raydkm.objectives.base import BALANCE_TOLERANCE
+from raydkm.ops.last import LastPass
+
+#: Labels of rows that a worker keeps, of 4 bytes each.
+MOST_LABELS = 2**26
 
 #: Called after every step with the new state, the step's terms and its seconds: of all of it, and of its parts. Says
 #: whether to stop.
@@ -19,9 +23,10 @@ Watch = Callable[[State, Terms, dict[str, float]], bool]
 
 def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watch: Watch) -> State:
     """Alternate targets (E-step, over all rows) and model (update) until settled, or for `max_steps` steps."""
+    last = LastPass() if _remembers(objective, state, passes) else None
     while state.step < max_steps:
         began = time.perf_counter()
-        statistics, before = passes.sum(objective.fields(state), objective.e_step(state)), state
+        statistics, before = passes.sum(objective.fields(state), objective.e_step(state, last), last), state
         timing = passes.timing
         state, terms = objective.update(before, statistics)
         if terms.relocated and objective.setting.empty == "farthest":
@@ -31,6 +36,12 @@ def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watc
         if watch(state, terms, seconds) or terms.settled:
             break
     return state
+
+
+def _remembers(objective: Objective, state: State, passes: Passes) -> bool:
+    """Whether labels and sums are kept from step to step in this worker: it changes no bit of any."""
+    rows, size = passes.source.total // passes.comm.world_size, size_of_sums(objective.fields(state))
+    return objective.remembers and passes.source.repeats and rows <= MOST_LABELS and size <= SUMS_BYTES
 
 
 def hold_shares(objective: Objective, state: State, passes: Passes, most: int) -> tuple[State, float]:

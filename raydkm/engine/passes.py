@@ -21,6 +21,7 @@ from raydkm.engine.where import torch_threads
 from raydkm.errors import EngineError, RaydkmError
 from raydkm.ops.batch import Batch
 from raydkm.ops.exact import Field, Statistics
+from raydkm.ops.last import LastPass
 from raydkm.ops.statistics import Local
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ class Source(Protocol):
 
     first: int  # number of this worker's first row
     total: int  # rows of all workers
+    repeats: bool  # whether rows come in the same order in each pass
 
     def batches(self) -> Generator[Batch, None, None]: ...
 
@@ -71,8 +73,8 @@ class Passes:
         self.map = map
         self.timing = Timing(0.0, 0.0, 0.0)
 
-    def sum(self, fields: tuple[Field, ...], local: Local) -> Statistics:
-        """Sum `local` over all batches of all workers.
+    def sum(self, fields: tuple[Field, ...], local: Local, last: LastPass | None = None) -> Statistics:
+        """Sum `local` over all batches of all workers, going on from this worker's sums of the `last` pass.
 
         Raises
         ------
@@ -82,8 +84,10 @@ class Passes:
             What any worker raised.
         """
 
-        size = 8 * sum(prod(field.shape) for field in fields)
-        sums = [Statistics(fields, device=self.device) for _ in range(copies_of_sums(size, self.threads))]
+        few = last is not None and last.known  # of rows are added, so that threads need not wait long for each other
+        copies = 1 if few else copies_of_sums(size_of_sums(fields), self.threads)
+        sums = [] if last is None else [last.begin(fields)]
+        sums += [Statistics(fields, device=self.device) for _ in range(copies - len(sums))]
         next_of_sums = cycle(sums)
 
         def share(batches: Iterator[Batch]) -> None:
@@ -95,7 +99,7 @@ class Passes:
         refusal: RaydkmError | None = None
         try:
             self.each(share)
-            total = reduce(iadd, sums)
+            total = reduce(iadd, sums) if last is None else last.end(reduce(iadd, sums))
         except RaydkmError as error:  # others wait for this worker's sum: let the missing rows tell them
             refusal, total = error, Statistics(fields, device=self.device)
         computed = time.perf_counter()
@@ -129,6 +133,11 @@ class Passes:
         finally:
             with lock:  # after an error in one thread, others may be at it still
                 batches.close()
+
+
+def size_of_sums(fields: tuple[Field, ...]) -> int:
+    """Bytes of the sums of some fields."""
+    return 8 * sum(prod(field.shape) for field in fields)
 
 
 def copies_of_sums(size: int, threads: int) -> int:

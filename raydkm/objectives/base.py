@@ -17,6 +17,8 @@ from torch import Tensor
 from raydkm.ops.balance import Balance
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
+from raydkm.ops.last import LastPass
+from raydkm.ops.leading import Directions
 from raydkm.ops.moments import Moments
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local
@@ -124,7 +126,7 @@ class Setting:
         Whether a hard objective assigns approximately, while it misses no more than `max_miss` of the sampled rows.
     max_miss : float
     device : torch.device
-    directions : Tensor (d, d) of float64, optional
+    directions : Directions, optional
         Of the rows, for hard assignments; see `raydkm.ops.hard.HardAssignment`.
     """
 
@@ -144,7 +146,7 @@ class Setting:
     approximate: bool = False
     max_miss: float = 0.01
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
-    directions: Tensor | None = None
+    directions: Directions | None = None
 
 
 class Objective(ABC):
@@ -166,9 +168,18 @@ class Objective(ABC):
     def fields(self, state: State) -> tuple[Field, ...]:
         """What `e_step` sums."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether `e_step` makes use of the last pass."""
+        return False
+
     @abstractmethod
-    def e_step(self, state: State) -> Local:
-        """Return the closure that adds one batch's statistics under the targets of `state`."""
+    def e_step(self, state: State, last: LastPass | None = None) -> Local:
+        """Return the closure that adds one batch's statistics under the targets of `state`.
+
+        Where the objective `remembers`, and it is given the last pass over the same rows, its sums are only of what
+        has changed.
+        """
 
     @abstractmethod
     def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:

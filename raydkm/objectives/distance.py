@@ -16,6 +16,7 @@ from raydkm.ops import balance
 from raydkm.ops.approximate import EFFORTS, MISS_FIELDS, approximate_statistics
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.health import change, duplicates
+from raydkm.ops.last import LastPass
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local, cluster_fields, hard_statistics, soft_statistics
 
@@ -60,15 +61,21 @@ class DistanceObjective(Objective):
         temperature = self.temperature_at(state.step)
         return Scores.of(state.prototypes, state.log_s, temperature, self.setting.frame.dtype, self.setting.device)
 
-    def e_step(self, state: State) -> Local:
+    @property
+    def remembers(self) -> bool:
+        return self.hard and self.setting.device.type == "cpu"
+
+    def e_step(self, state: State, last: LastPass | None = None) -> Local:
         frame = self.setting.frame
+        if last is not None and self.approximates(state):
+            last.forget()
         if self.approximates(state):
             part, rows = EFFORTS[state.effort], self.setting.moments.rows
             return approximate_statistics(self.scores(state), frame, part, rows, precision=self.setting.precision)
         if self.hard:
             setting = self.setting
             return hard_statistics(
-                self.scores(state), frame, precision=setting.precision, directions=setting.directions
+                self.scores(state), frame, precision=setting.precision, directions=setting.directions, last=last
             )
         return soft_statistics(self.scores(state), frame, low_precision_sums=self.setting.precision == "bf16")
 

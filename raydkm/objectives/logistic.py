@@ -26,6 +26,7 @@ from raydkm.ops import balance
 from raydkm.ops.balance import Balance
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.health import duplicates
+from raydkm.ops.last import LastPass
 from raydkm.ops.logistic import logistic_fields, logistic_statistics
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local
@@ -89,7 +90,7 @@ class LogisticObjective(Objective):
         moments = self.setting.moments
         return logistic_fields(self.scores(state), moments.rows, moments.max_weight, moments.bound)
 
-    def e_step(self, state: State) -> Local:
+    def e_step(self, state: State, last: LastPass | None = None) -> Local:
         return logistic_statistics(self.scores(state), self.alpha, state.log_s, self.setting.frame)
 
     def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:

@@ -107,20 +107,29 @@ class Statistics:
         with self._lock:
             part += units
 
-    def add_rows(self, name: str, index: Tensor, x: Tensor) -> None:
-        """Round every row of `x` (n, d) or (n,), and add it to row ``index[i]`` of the field (K, d) or (K,)."""
+    def add_rows(self, name: str, index: Tensor, x: Tensor, before: Tensor | None = None) -> None:
+        """Round every row of `x` (n, d) or (n,), and add it to row ``index[i]`` of the field (K, d) or (K,).
+
+        On the CPU it may be taken from row ``before[i]`` at the same time, where it was added before; -1 for none.
+        """
         part, grid = self._parts[name]
         if part.device.type == "cpu":
             whose, rows = index.numpy(), x.contiguous().numpy()
+            old = np.full(len(rows), -1, np.int32) if before is None else before.numpy()
             with self._lock:
                 if x.dim() == 1:
-                    add_numbers(part.numpy(), whose, rows, float(grid.scale))
+                    add_numbers(part.numpy(), whose, old, rows, float(grid.scale))
                 else:
-                    add_rows(part.numpy(), whose, rows, grid.scale.expand(x.shape[1]).numpy())
+                    add_rows(part.numpy(), whose, old, rows, grid.scale.expand(x.shape[1]).numpy())
             return
+        assert before is None
         index, units = index.to(part.device), grid.units(x.to(part.device))
         with self._lock:
             part.index_add_(0, index, units)
+
+    def part(self, name: str) -> Tensor:
+        """The int64 multiples of a field's step."""
+        return self._parts[name][0]
 
     def __getitem__(self, name: str) -> Tensor:
         """The value of a sum, float64."""

@@ -5,25 +5,43 @@ those whose bounds reach what has been found, and those that float32 does not te
 depend on the screen, on the processor or on how a product is computed: a row's label is the first of the prototypes
 whose score in float64 is the highest, to within `TIE` of the scale of that score.
 
-Where leading directions of the rows are given, the screen is of as few of them as pays (`raydkm.ops.leading`).
+Where leading directions of the rows are given, the screen is of as few of them as pays (`raydkm.ops.leading`). Rows
+whose label of the last pass is known, and whose prototype has not moved since, are compared with those alone that have
+(`raydkm.ops.last`).
 """
 
 from __future__ import annotations
+
+import threading
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from raydkm.ops.kernels import decide
-from raydkm.ops.leading import Leading, widths
+from raydkm.ops.leading import Directions, Leading, widths
 from raydkm.ops.rates import fastest_screen, matrix_rates
 from raydkm.ops.scores import Scores
-from raydkm.ops.screen import SCREENS, FullScreen, Int8Screen, LeadingScreen, Screen, Screened, longest, rounding
+from raydkm.ops.screen import (
+    SCREENS,
+    Columns,
+    FullScreen,
+    Int8Screen,
+    LeadingScreen,
+    Rows,
+    Screen,
+    longest,
+    rounding,
+)
 
 #: Scores nearer to each other than this, relative to the scale of the highest, tie.
 TIE = 2.0**-44
 
 #: Scores that are computed again at a time, in tensor operations.
 AT_ONCE = 2**20
+
+#: The part of the prototypes that may have moved, for it to pay to look apart at the rows of the others.
+MOST_MOVED = 0.9
 
 #: Rows of the first tile that a screen is chosen by.
 TRIED_ROWS = 128
@@ -37,6 +55,14 @@ TYPICAL_CANDIDATES = 1.5
 AGAIN_EACH, AGAIN = 0.12, 40.0
 
 
+class _Chosen(NamedTuple):
+    """A screen with its columns: of all prototypes, and of those that have moved."""
+
+    screen: Screen
+    all: Columns
+    moved: Columns | None
+
+
 class HardAssignment:
     """argmax_k score_ik.
 
@@ -46,11 +72,19 @@ class HardAssignment:
         In float32, or float64 for reference computations.
     precision : {"auto", "fp32", "bf16", "int8"}
         Of the screen; changes no label. With "auto" it is the fastest on this processor.
-    directions : Tensor (d, d) of float64, optional
-        Those in which rows vary most first, see `raydkm.ops.leading.directions`; they change no label.
+    directions : Directions, optional
+        Those in which rows vary most; they change no label.
+    moved : Tensor (m,) of int64, optional
+        Prototypes whose scores are others than those that the labels of the last pass are of.
     """
 
-    def __init__(self, scores: Scores, precision: str = "auto", directions: Tensor | None = None):
+    def __init__(
+        self,
+        scores: Scores,
+        precision: str = "auto",
+        directions: Directions | None = None,
+        moved: Tensor | None = None,
+    ):
         self._scores = scores
         if precision == "auto":
             precision = fastest_screen(scores.bias.device)
@@ -60,25 +94,33 @@ class HardAssignment:
         self._precision = precision
         self._directions = directions if self._native else None
         self._rounding = rounding(scores)
-        self._screen: Screen | None = None  # chosen by the first tile
+        self._moved = self._has_moved = None
+        if moved is not None and self._native and len(moved) < MOST_MOVED * len(scores):
+            self._moved, self._has_moved = moved, torch.zeros(len(scores), dtype=torch.bool).index_fill_(0, moved, True)
+        self._chosen: _Chosen | None = None  # by the first tile
+        self._lock = threading.Lock()
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """Labels (n,) int64 of z (n, d)."""
-        labels = torch.empty(len(z), dtype=torch.int64, device=z.device)
-        screen = self._screen = self._screen or self._chosen(z)
-        if self._native:
-            self._decide_natively(screen, z.contiguous(), labels)
-        else:
-            self._decide(z, screen(z), labels)
-        return labels
+    def __call__(self, z: Tensor, last: Tensor | None = None) -> Tensor:
+        """Labels (n,) int64 of z (n, d), whose labels of the last pass may be given (n,); -1 for none."""
+        z = z.contiguous()
+        with self._lock:
+            chosen = self._chosen = self._chosen or self._first_choice(z)
+        return self._decide_natively(chosen, z, last) if self._native else self._decide(chosen, z)
 
-    def _chosen(self, z: Tensor) -> Screen:
+    def _first_choice(self, z: Tensor) -> _Chosen:
         kind, leading = SCREENS[self._precision], None
         if self._directions is not None and len(z) >= TRIED_ROWS:
-            leading = self._narrowest(z[:: len(z) // TRIED_ROWS][:TRIED_ROWS], self._directions)
-        return kind(self._scores) if leading is None else LeadingScreen(self._scores, leading, kind)
+            some = z[:: len(z) // TRIED_ROWS][:TRIED_ROWS]
+            leading = self._directions.chosen(lambda directions: self._narrowest(some, directions))
+        if leading is not None:
+            return self._with_columns(LeadingScreen(self._scores, z, leading, kind))
+        return self._with_columns(kind(self._scores, z))
 
-    def _narrowest(self, z: Tensor, directions: Tensor) -> Leading | None:
+    def _with_columns(self, screen: Screen) -> _Chosen:
+        everyone = torch.arange(len(self._scores), device=self._scores.bias.device)
+        return _Chosen(screen, screen.columns(everyone), None if self._moved is None else screen.columns(self._moved))
+
+    def _narrowest(self, z: Tensor, directions: Directions) -> Leading | None:
         """As few directions as take the least time, by how many candidates they leave of z; None of all of them."""
         clusters, dim = self._scores.prototypes.shape
         rates = matrix_rates()
@@ -92,7 +134,7 @@ class HardAssignment:
             products = 2 * width * (clusters / rates[self._precision] + dim / rates["fp32"])
             if products >= least:
                 break
-            leading = Leading(directions[:, :width])
+            leading = directions.first(width)
             theta = leading(self._scores.prototypes).clone()
             bounds = Scores(theta, self._scores.bias, 0.0)(leading(z)).add_(error)
             first = bounds.argmax(1)
@@ -102,34 +144,55 @@ class HardAssignment:
                 chosen, least = leading, time
         return chosen
 
-    def _decide_natively(self, screen: Screen, z: Tensor, labels: Tensor) -> None:
-        scores, found = self._scores, screen(z)
-        computed = decide(
-            found.approximate.numpy(),
-            found.bias.numpy(),
-            lowest(found.approximate.dtype),
-            found.unit,
-            found.error,
-            found.left.numpy(),
-            z.numpy(),
-            found.norm.numpy(),
-            scores.prototypes.numpy(),
-            scores.lengths.numpy(),
-            scores.bias.numpy(),
-            self._rounding,
-            TIE,
-            labels.numpy(),
-        )
-        if computed > len(z) * (4 + len(scores) / 32) and not isinstance(screen, FullScreen):
+    def _decide_natively(self, chosen: _Chosen, z: Tensor, last: Tensor | None) -> Tensor:
+        screen, computed = chosen.screen, 0
+        seen, labels = screen.rows(z), torch.full((len(z),), -1, dtype=torch.int64)
+        if last is not None and chosen.moved is not None and self._has_moved is not None:
+            known = last.long()
+            stay = (known >= 0).logical_and_(self._has_moved[known].logical_not_()).nonzero()[:, 0]
+            labels[stay] = known[stay]
+            if len(chosen.moved.which) and len(stay):
+                computed += self._settle(screen, seen, stay, chosen.moved, z, labels)
+        rest = (labels < 0).nonzero()[:, 0]
+        if len(rest):
+            computed += self._settle(screen, seen, rest, chosen.all, z, labels)
+        if computed > len(z) * (4 + len(self._scores) / 32) and not isinstance(screen, FullScreen):
             # a finer screen costs less than so many candidates
             finer = SCREENS[self._precision] if isinstance(screen, LeadingScreen) else FullScreen
-            self._screen = finer(scores)
+            self._chosen = self._with_columns(finer(self._scores, z))
+        return labels
 
-    def _decide(self, z: Tensor, found: Screened, labels: Tensor) -> None:
+    def _settle(self, screen: Screen, seen: Rows, rows: Tensor, columns: Columns, z: Tensor, labels: Tensor) -> int:
+        """Write the labels of some rows (m,); return how many scores were computed again."""
+        scores = self._scores
+        found = screen(seen if len(rows) == len(z) else seen.some(rows), columns)
+        return int(
+            decide(
+                found.approximate.numpy(),
+                found.bias.numpy(),
+                columns.which.numpy(),
+                lowest(found.approximate.dtype),
+                found.unit,
+                found.error,
+                found.left.numpy(),
+                found.norm.numpy(),
+                rows.numpy(),
+                z.numpy(),
+                scores.prototypes.numpy(),
+                scores.lengths.numpy(),
+                scores.bias.numpy(),
+                self._rounding,
+                TIE,
+                labels.numpy(),
+            )
+        )
+
+    def _decide(self, chosen: _Chosen, z: Tensor) -> Tensor:
         """The same by tensor operations: float64 scores of the rows whose best two lie within the error."""
         scores = self._scores
+        found = chosen.screen(chosen.screen.rows(z), chosen.all)
         approximate = found.approximate.add_(found.bias)
-        best, labels[:] = approximate.max(1)
+        best, labels = approximate.max(1)
         second = approximate.scatter_(1, labels[:, None], -torch.inf).amax(1)
         margin = found.norm.mul(2 * found.error[1]).add_(2 * found.error[2])
         unsure = (best - second <= margin).nonzero()[:, 0]
@@ -139,6 +202,7 @@ class HardAssignment:
             highest, which = value.max(1)
             scale = found.norm[rows].double().mul_(scores.lengths[which]).add_(bias[which].abs())
             labels[rows] = (value >= highest.sub_(scale, alpha=TIE)[:, None]).to(torch.uint8).argmax(1)
+        return labels
 
 
 def lowest(dtype: torch.dtype) -> float:

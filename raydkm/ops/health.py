@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from raydkm.ops.kernels import count_close
+
 #: Prototypes nearer to each other than this part of the scale are the same; a relocated one is laid farther off.
 SAME = 2.0**-12
 
@@ -22,9 +24,7 @@ def duplicates(prototypes: Tensor, scale: float) -> int:
     """
     direction = torch.cos(torch.arange(prototypes.shape[1], dtype=prototypes.dtype))
     order = torch.argsort(prototypes @ direction, stable=True)
-    pairs = zip(order[1:].split(AT_ONCE), order[:-1].split(AT_ONCE), strict=True)
-    gaps = (torch.linalg.vector_norm(prototypes[one] - prototypes[other], dim=1) for one, other in pairs)
-    return sum(int((gap <= SAME * scale).sum()) for gap in gaps)
+    return int(count_close(prototypes.contiguous().numpy(), order.numpy(), (SAME * scale) ** 2))
 
 
 def change(before: Tensor, after: Tensor) -> float:

@@ -79,7 +79,7 @@ def _first_of_best(z, i, norm, theta, size, bias, some, count, tie):  # type: ig
     for t in range(count):
         score = _exact_product(z, i, theta, some[t]) + bias[some[t]]
         if score > best:
-            best, scale = score, norm[i] * size[some[t]] + abs(bias[some[t]])
+            best, scale = score, norm * size[some[t]] + abs(bias[some[t]])
     for t in range(count):
         if _exact_product(z, i, theta, some[t]) + bias[some[t]] >= best - tie * scale:
             return some[t]
@@ -115,23 +115,28 @@ def _not_above(value, lowest, numbers):  # type: ignore[no-untyped-def]
 
 @_compiled
 def decide(  # type: ignore[no-untyped-def]
-    approximate, offset, lowest, unit, error, left, z, norm, theta, size, bias, rounding, tie, labels
+    approximate, offset, which, lowest, unit, error, left, norm, rows, z, theta, size, bias, rounding, tie, labels
 ):
-    """Write the label (n,) of each row: see `raydkm.ops.hard`; return how many scores were computed again.
+    """Write the labels of some rows: see `raydkm.ops.hard`; return how many scores were computed again.
 
-    A row's prototype of the highest bound is scored in float32. Candidates are those whose bound reaches that score, or
-    that of a better candidate before them; those whose float32 scores do not tell them apart are scored in float64.
+    A row's prototype of the highest bound, or that of the label it has already, is scored in float32. Candidates are
+    those whose bound reaches that score, or that of a better candidate before them; those whose float32 scores do not
+    tell them apart are scored in float64. Where one of these is the label that the row had, its label becomes -1.
 
     Parameters
     ----------
-    approximate, offset : (n, columns), (columns,) of int32 or float32
+    approximate, offset : (m, columns), (columns,) of int32 or float32
         No score is above unit (approximate + offset) + error[0] left + error[1] norm + error[2].
+    which : (at most columns,) of int64
+        The prototypes of the columns; those of other columns are below all.
     lowest : float
         The least number of their dtype.
     unit : float
     error : (float, float, float)
-    left, norm : (n,)
+    left, norm : (m,)
         Of the rows: what the screen's precision leaves of them, and their length or a bit more.
+    rows : (m,) of int64
+        The screened ones of the rows z.
     z : (n, d)
     theta, size, bias : (K, d) of float32, (K,) of float64, (K,) of float32
         Prototypes, their lengths and biases.
@@ -139,6 +144,8 @@ def decide(  # type: ignore[no-untyped-def]
         The error of a float32 score is at most the first number times the row's length and the second.
     tie : float
         Scores tie within this part of norm size + |bias|.
+    labels : (n,) of int64
+        -1 for none. A label stands for all prototypes that are not among the columns: none of them has a higher score.
     """
     clusters, blocks = theta.shape[0], approximate.shape[1] // BLOCK
     number = approximate.dtype.type
@@ -146,35 +153,38 @@ def decide(  # type: ignore[no-untyped-def]
     some, value, few = np.empty(MOST, np.int64), np.empty(MOST, np.float32), np.empty(BLOCK + 1, np.int64)
     everyone, offsets = np.arange(clusters), offset.copy()  # a view of what threads share would be counted by all
     per_unit, computed = 1.0 / unit, 0
-    for i in range(approximate.shape[0]):
+    for r in range(approximate.shape[0]):
+        i = rows[r]
         for b in range(blocks):
-            most = number(approximate[i, b * BLOCK] + offset[b * BLOCK])
+            # views of blocks: with indices into whole arrays these loops are not vectorised
+            most = number(approximate[r, b * BLOCK] + offset[b * BLOCK])
             for k in range(b * BLOCK, b * BLOCK + BLOCK):
-                bound = number(approximate[i, k] + offset[k])
+                bound = number(approximate[r, k] + offset[k])
                 if bound > most:
                     most = bound
             peak[b] = most
-        top = 0
-        for b in range(blocks):
-            if peak[b] > peak[top]:
-                top = b
-        # views of blocks: with indices into whole arrays these loops are not vectorised
-        part, of = approximate[i, top * BLOCK : top * BLOCK + BLOCK], offsets[top * BLOCK : top * BLOCK + BLOCK]
-        before = np.int32(0)
-        for t in range(BLOCK):
-            before = max(before, np.int32(BLOCK - t) * np.int32(number(part[t] + of[t]) == peak[top]))
-        first = top * BLOCK + BLOCK - before
+        first, had, top = labels[i], labels[i] >= 0, -1
+        if not had:
+            top = 0
+            for b in range(blocks):
+                if peak[b] > peak[top]:
+                    top = b
+            part, of = approximate[r, top * BLOCK : top * BLOCK + BLOCK], offsets[top * BLOCK : top * BLOCK + BLOCK]
+            before = np.int32(0)
+            for t in range(BLOCK):
+                before = max(before, np.int32(BLOCK - t) * np.int32(number(part[t] + of[t]) == peak[top]))
+            first = which[top * BLOCK + BLOCK - before]
 
-        near = 2.0 * (rounding[0] * norm[i] + rounding[1])
-        lower = near + error[0] * left[i] + error[1] * norm[i] + error[2]
+        near = 2.0 * (rounding[0] * norm[r] + rounding[1])
+        lower = near + error[0] * left[r] + error[1] * norm[r] + error[2]
         score_of_first = best = _product(z, i, theta, first) + bias[first]
         least = _not_above((best - lower) * per_unit, lowest, offset)
         computed += 1
-        some[0], count = first, 0
+        some[0], value[0], count = first, best, np.int64(had)
         for b in range(blocks):
             if peak[b] < least or count == MOST:
                 continue
-            part, of = approximate[i, b * BLOCK : b * BLOCK + BLOCK], offsets[b * BLOCK : b * BLOCK + BLOCK]
+            part, of = approximate[r, b * BLOCK : b * BLOCK + BLOCK], offsets[b * BLOCK : b * BLOCK + BLOCK]
             hits, places = np.int32(0), np.int32(0)
             for t in range(BLOCK):
                 hit = np.int32(number(part[t] + of[t]) >= least)
@@ -184,7 +194,7 @@ def decide(  # type: ignore[no-untyped-def]
             few[0] = b * BLOCK + places
             if hits > 1:
                 found = 0
-                for t in range(min(BLOCK, clusters - b * BLOCK)):
+                for t in range(min(BLOCK, len(which) - b * BLOCK)):
                     few[found] = b * BLOCK + t  # overwritten unless it counts: a branch here would be mispredicted
                     found += number(part[t] + of[t]) >= least
             if b == top and found == 1:  # that of the highest bound
@@ -193,7 +203,7 @@ def decide(  # type: ignore[no-untyped-def]
                 continue
             computed += found
             for t in range(found):
-                k = few[t]
+                k = which[few[t]]
                 score = _product(z, i, theta, k) + bias[k]
                 if score > best:
                     best = score
@@ -203,7 +213,7 @@ def decide(  # type: ignore[no-untyped-def]
                     count += 1
         if count == MOST:
             computed += clusters
-            labels[i] = _first_of_best(z, i, norm, theta, size, bias, everyone, clusters, tie)
+            labels[i] = _first_of_best(z, i, norm[r], theta, size, bias, everyone, clusters, tie)
             continue
         if count > 1:
             nearest = 0
@@ -212,25 +222,74 @@ def decide(  # type: ignore[no-untyped-def]
                     some[nearest] = some[t]
                     nearest += 1
             if nearest > 1:
-                some[0] = _first_of_best(z, i, norm, theta, size, bias, some, nearest, tie)
+                settled = not (had and some[0] == first)
+                some[0] = _first_of_best(z, i, norm[r], theta, size, bias, some, nearest, tie) if settled else -1
         labels[i] = some[0]
     return computed
 
 
 @_compiled
-def add_rows(into, index, x, scale):  # type: ignore[no-untyped-def]
-    """Add each row of x (n, d), rounded to multiples of 1 / scale (d,), to row index[i] of `into` (K, d) int64."""
+def add_rows(into, index, before, x, scale):  # type: ignore[no-untyped-def]
+    """Add each row of x (n, d), rounded to multiples of 1 / scale (d,), to row index[i] of `into` (K, d) int64.
+
+    And take it from row before[i], where it was added before; -1 for none.
+    """
     for i in range(x.shape[0]):
-        k = index[i]
-        for j in range(x.shape[1]):
-            into[k, j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
+        k, old = index[i], before[i]
+        if old < 0:
+            for j in range(x.shape[1]):
+                into[k, j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
+        elif old != k:
+            for j in range(x.shape[1]):
+                units = np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
+                into[k, j] += units
+                into[old, j] -= units
 
 
 @_compiled
-def add_numbers(into, index, x, scale):  # type: ignore[no-untyped-def]
-    """Add each number of x (n,), rounded to multiples of 1 / scale, to number index[i] of `into` (K,) int64."""
+def add_numbers(into, index, before, x, scale):  # type: ignore[no-untyped-def]
+    """`add_rows` of numbers x (n,) to `into` (K,)."""
     for i in range(x.shape[0]):
-        into[index[i]] += np.int64(np.rint(np.float64(x[i]) * scale))
+        units = np.int64(np.rint(np.float64(x[i]) * scale))
+        into[index[i]] += units
+        if before[i] >= 0:
+            into[before[i]] -= units
+
+
+@_compiled
+def squares(x, into):  # type: ignore[no-untyped-def]
+    """Write the squared length (n,) in float64 of each row of x (n, d)."""
+    for i in range(x.shape[0]):
+        total = 0.0
+        for j in range(x.shape[1]):
+            total += np.float64(x[i, j]) * np.float64(x[i, j])
+        into[i] = total
+
+
+@_compiled
+def differing(x, y, into):  # type: ignore[no-untyped-def]
+    """Write whether a row of x (n, d) has another number than that of y."""
+    for i in range(x.shape[0]):
+        into[i] = False
+        for j in range(x.shape[1]):
+            if x[i, j] != y[i, j]:
+                into[i] = True
+                break
+
+
+@_compiled
+def count_close(x, order, limit):  # type: ignore[no-untyped-def]
+    """How many rows of x (n, d), in some order (n,), are within sqrt(limit) of the one before."""
+    count = 0
+    for i in range(1, len(order)):
+        one, other, total = order[i], order[i - 1], 0.0
+        for start in range(0, x.shape[1], BLOCK):
+            for j in range(start, min(start + BLOCK, x.shape[1])):
+                total += (x[one, j] - x[other, j]) ** 2
+            if total > limit:
+                break
+        count += total <= limit
+    return count
 
 
 @_compiled

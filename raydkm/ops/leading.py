@@ -11,6 +11,7 @@ left over, so that a quarter of a product or less tells nearly all prototypes fr
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -34,12 +35,6 @@ LEAST_SCORES = 350
 def worthwhile(rows: int, clusters: int, dim: int) -> bool:
     """Whether steps may gain as much by leading directions as finding them takes."""
     return dim >= LEAST_DIMENSIONS and rows * clusters >= LEAST_SCORES * dim**2
-
-
-def directions(z: Tensor) -> Tensor:
-    """Orthonormal directions (d, d) float64 of rows z (n, d), those of the largest mean square first."""
-    z = z.double()
-    return torch.linalg.eigh(z.T @ z).eigenvectors.flip(1)
 
 
 class Leading:
@@ -76,6 +71,39 @@ def cosines(size: int) -> Tensor:
     return matrix
 
 
+class Directions:
+    """Orthonormal directions of rows, those of the largest mean square first, and how many of them a step looks at.
+
+    From how many candidates they leave of some rows follows what `choose` takes. Prototypes change little from step to
+    step: it is asked in the first, second, fourth ... only.
+
+    Parameters
+    ----------
+    basis : Tensor (d, d) of float64
+    """
+
+    def __init__(self, basis: Tensor):
+        self._basis = basis
+        self._asked = 0
+        self._chosen: Leading | None = None
+
+    @classmethod
+    def of(cls, z: Tensor) -> Directions:
+        """Those of rows z (n, d)."""
+        z = z.double()
+        return cls(torch.linalg.eigh(z.T @ z).eigenvectors.flip(1))
+
+    def first(self, width: int) -> Leading:
+        return Leading(self._basis[:, :width])
+
+    def chosen(self, choose: Callable[[Directions], Leading | None]) -> Leading | None:
+        """What `choose` takes, or took before."""
+        self._asked += 1
+        if self._asked & (self._asked - 1) == 0:
+            self._chosen = choose(self)
+        return self._chosen
+
+
 def widths(dim: int) -> list[int]:
     """How many directions are worth a try, from few to many."""
-    return [width for part in (8, 4, 2) if (width := dim // part // 16 * 16 - 1) > 0]
+    return [width for part in (16, 8, 4, 2) if (width := dim // part // 16 * 16 - 1) > 0]

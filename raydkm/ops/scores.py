@@ -14,6 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from raydkm.ops.kernels import squares
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -37,14 +39,13 @@ class Scores:
     ) -> Scores:
         """From float64 prototypes (K, d) and log s (K,), rounded once to `dtype`."""
         prototypes = prototypes.to(device=device, dtype=dtype)
-        exact = prototypes.to(torch.float64)
-        bias = exact.square().sum(1).mul_(-0.5).add_(log_s.to(device), alpha=temperature / 2)
+        bias = squared_lengths(prototypes).mul_(-0.5).add_(log_s.to(device), alpha=temperature / 2)
         return cls(prototypes, bias.to(dtype), temperature)
 
     @cached_property
     def lengths(self) -> Tensor:
         """Of the prototypes (K,), in float64."""
-        return torch.linalg.vector_norm(self.prototypes, dim=1, dtype=torch.float64)
+        return squared_lengths(self.prototypes).sqrt_()
 
     def __len__(self) -> int:
         return len(self.prototypes)
@@ -52,3 +53,12 @@ class Scores:
     def __call__(self, z: Tensor) -> Tensor:
         """Scores (n, K) of z (n, d)."""
         return torch.addmm(self.bias, z, self.prototypes.T)
+
+
+def squared_lengths(x: Tensor) -> Tensor:
+    """Of rows (n, d): (n,) of float64."""
+    if x.device.type != "cpu":
+        return x.double().square_().sum(1)
+    lengths = torch.empty(len(x), dtype=torch.float64)
+    squares(x.contiguous().numpy(), lengths.numpy())
+    return lengths

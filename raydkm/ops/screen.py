@@ -29,6 +29,25 @@ SLACK = 1.001
 FARTHEST = 2**29
 
 
+class Rows(NamedTuple):
+    """Rows of a tile as a screen multiplies them; all of it is overwritten by the thread's next call."""
+
+    factor: Tensor  # (n, h)
+    left: Tensor  # (n,) lengths of what rounding leaves of the rows
+    norm: Tensor  # (n,) of the rows, or a bit more
+
+    def some(self, index: Tensor) -> Rows:
+        return Rows(*(part.index_select(0, index) for part in self))
+
+
+class Columns(NamedTuple):
+    """Prototypes as a screen multiplies them, padded to a multiple of `BLOCK`."""
+
+    factor: Tensor  # (h, columns)
+    bias: Tensor  # (columns,) of the dtype of the products; of columns beyond them lower than any score
+    which: Tensor  # (at most columns,) of int64: the prototypes
+
+
 class Screened(NamedTuple):
     """What a screen says of a tile; all of it is overwritten by the thread's next call.
 
@@ -36,33 +55,51 @@ class Screened(NamedTuple):
     """
 
     approximate: Tensor  # (n, columns) of int32 or float
-    bias: Tensor  # (columns,) of the same dtype; of columns beyond K lower than any score
+    bias: Tensor  # (columns,) of the same dtype
     unit: float
     error: tuple[float, float, float]
-    left: Tensor  # (n,) lengths of what rounding leaves of the rows
-    norm: Tensor  # (n,) of the rows, or a bit more
+    left: Tensor  # (n,)
+    norm: Tensor  # (n,)
 
 
 class Screen(ABC):
-    """Approximate scores by prototypes, whose number is padded to a multiple of `BLOCK`.
+    """Approximate scores.
 
     Any number of threads may call one: what a call writes to belongs to its thread.
+
+    Parameters
+    ----------
+    scores : Scores
+    like : Tensor (n, d)
+        Some of the rows that will be screened.
     """
 
-    def __init__(self, scores: Scores):
+    #: Of a product.
+    unit = 1.0
+    error: tuple[float, float, float]
+
+    def __init__(self, scores: Scores, like: Tensor):
         self.scores = scores
-        self.columns = -(-len(scores) // BLOCK) * BLOCK
         self.norm = longest(scores)
         self.bias = float(scores.bias.abs().max())
         self._buffer = Workspace()
 
     @abstractmethod
-    def __call__(self, z: Tensor) -> Screened:
-        """Screen the rows z (n, d)."""
+    def rows(self, z: Tensor) -> Rows:
+        """What is multiplied of the rows z (n, d)."""
 
-    def _padded(self, x: Tensor, value: float = 0.0) -> Tensor:
-        padding = (0, 0) * (x.dim() - 1) + (0, self.columns - len(x))
-        return torch.nn.functional.pad(x, padding, value=value)
+    @abstractmethod
+    def columns(self, which: Tensor) -> Columns:
+        """What is multiplied of some prototypes (m,)."""
+
+    def __call__(self, rows: Rows, columns: Columns) -> Screened:
+        """Approximate scores of rows by prototypes."""
+        product = self._product(rows.factor, columns.factor)
+        return Screened(product, columns.bias, self.unit, self.error, rows.left, rows.norm)
+
+    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
+        product = self._buffer("product", (len(rows) * columns.shape[1],), rows).view(len(rows), columns.shape[1])
+        return torch.mm(rows, columns, out=product)
 
     def _norms(self, z: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(z, dim=1, out=self._buffer("norm", z.shape[:1], z))
@@ -72,89 +109,83 @@ class Screen(ABC):
 class FullScreen(Screen):
     """In the precision of the scores: errors are those of a sum of d products."""
 
-    def __init__(self, scores: Scores):
-        super().__init__(scores)
-        self._theta_t = self._padded(scores.prototypes).T
-        self._bias = self._padded(scores.bias, LEAST_SCORE)
-        self._error = (0.0, *rounding(scores))
+    def __init__(self, scores: Scores, like: Tensor):
+        super().__init__(scores, like)
+        self.error = (0.0, *rounding(scores))
 
-    def __call__(self, z: Tensor) -> Screened:
-        product = torch.mm(z, self._theta_t, out=self._buffer("product", (len(z), self.columns), z))
+    def rows(self, z: Tensor) -> Rows:
         norm = self._norms(z)
-        return Screened(product, self._bias, 1.0, self._error, norm, norm)
+        return Rows(z, norm, norm)
+
+    def columns(self, which: Tensor) -> Columns:
+        theta, bias = padded(self.scores.prototypes[which]), padded(self.scores.bias[which], LEAST_SCORE)
+        return Columns(theta.T, bias, which)
 
 
 class BFloat16Screen(Screen):
     """Operands and product in bf16, accumulated in float32."""
 
-    def __init__(self, scores: Scores):
-        super().__init__(scores)
-        low = scores.prototypes.to(torch.bfloat16)
-        self._low_t = self._padded(low).T.contiguous()
-        self._bias = self._padded(scores.bias, LEAST_SCORE)
-        residual = float(torch.linalg.vector_norm(scores.prototypes.double() - low.double(), dim=1).max())
+    def __init__(self, scores: Scores, like: Tensor):
+        super().__init__(scores, like)
+        self._low = scores.prototypes.to(torch.bfloat16)
+        residual = float(torch.linalg.vector_norm(scores.prototypes.double() - self._low.double(), dim=1).max())
         product = 2.0**-8 * 1.01 + 2.0**-22 * scores.prototypes.shape[1]  # of a bf16 result, of d additions in float32
         of_left = (self.norm + residual) * SLACK * (1 + product)
         of_norm = residual * SLACK + product * (self.norm + residual)
-        self._error = (of_left, of_norm, 2.0**-22 * self.bias + 1e-37)
+        self.error = (of_left, of_norm, 2.0**-22 * self.bias + 1e-37)
 
-    def __call__(self, z: Tensor) -> Screened:
+    def rows(self, z: Tensor) -> Rows:
         low = self._buffer("low", z.shape, z, torch.bfloat16).copy_(z)
-        product = self._buffer("low_product", (len(z), self.columns), z, torch.bfloat16)
-        torch.mm(low, self._low_t, out=product)
         left = torch.linalg.vector_norm(z - low, dim=1).add_(LOST * z.shape[1] ** 0.5)
-        approximate = self._buffer("product", product.shape, z).copy_(product)
-        return Screened(approximate, self._bias, 1.0, self._error, left, self._norms(z))
+        return Rows(low, left, self._norms(z))
+
+    def columns(self, which: Tensor) -> Columns:
+        bias = padded(self.scores.bias[which], LEAST_SCORE)
+        return Columns(padded(self._low[which]).T.contiguous(), bias, which)
+
+    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
+        low = super()._product(rows, columns)
+        return self._buffer("wide", (low.numel(),), low, torch.float32).view(low.shape).copy_(low)
 
 
 class Int8Screen(Screen):
     """Operands in 8 bits, products and biases in exact 32-bit integers; on the CPU.
 
-    Prototypes share one step, and so do rows, from the first tile on: what lies beyond 127 steps has a large error.
+    Prototypes share one step, and so do rows: what lies beyond 127 steps has a large error.
     """
 
-    def __init__(self, scores: Scores):
-        super().__init__(scores)
+    def __init__(self, scores: Scores, like: Tensor):
+        super().__init__(scores, like)
         theta = scores.prototypes
-        self._step = float(np.float32(max(float(theta.abs().max()), 1e-30) / 127))
-        codes = torch.zeros(self.columns, theta.shape[1], dtype=torch.int8)
+        self._step, step = _step_of(like[:256]), float(np.float32(max(float(theta.abs().max()), 1e-30) / 127))
+        self._codes = torch.empty(theta.shape, dtype=torch.int8)
         left = torch.empty(2, len(theta))
-        quantise(theta.contiguous().numpy(), np.float32(self._step), codes.numpy(), *left.numpy())
-        self._residual = float(left[1].max()) * SLACK
-        self._codes_t = codes.T
-        self._of_rows: tuple[float, Tensor, float, tuple[float, float, float]] | None = None
+        quantise(theta.contiguous().numpy(), np.float32(step), self._codes.numpy(), *left.numpy())
+        residual = float(left[1].max()) * SLACK
+        self.unit = unit = self._step * step
+        of_bias = unit + (self.bias if self.bias >= FARTHEST * unit else 0.0)  # it is rounded, or cut off
+        # ||z'|| <= ||z|| + ||z - z'||
+        self.error = ((self.norm + residual) * SLACK, residual * SLACK, of_bias)
 
     @staticmethod
     def fits(scores: Scores) -> bool:
         """Whether products are exact, and sums of d of them far below 2^31; of one column torch's are wrong."""
         return multiplies_int8() and 1 < scores.prototypes.shape[1] < 2**14
 
-    def __call__(self, z: Tensor) -> Screened:
-        if self._of_rows is None:
-            self._of_rows = self._for_rows_like(z)
-        step, bias, unit, error = self._of_rows
+    def rows(self, z: Tensor) -> Rows:
         codes = self._buffer("codes", z.shape, z, torch.int8)
         norm, left = self._buffer("norm", z.shape[:1], z), self._buffer("left", z.shape[:1], z)
-        quantise(z.numpy(), np.float32(step), codes.numpy(), norm.numpy(), left.numpy())
-        product = self._buffer("product", (len(z), self.columns), z, torch.int32)
-        torch._int_mm(codes, self._codes_t, out=product)
-        return Screened(product, bias, unit, error, left, norm)
+        quantise(z.numpy(), np.float32(self._step), codes.numpy(), norm.numpy(), left.numpy())
+        return Rows(codes, left, norm)
 
-    def _for_rows_like(self, z: Tensor) -> tuple[float, Tensor, float, tuple[float, float, float]]:
-        """The step of rows, that leaves the least of z; the biases in units of both steps, the unit, and the error."""
-        some = z[:256]
-        largest = max(float(some.abs().max()), 1e-30)
+    def columns(self, which: Tensor) -> Columns:
+        bias = torch.round(self.scores.bias[which].double() / self.unit).clamp_(-FARTHEST, FARTHEST)
+        return Columns(padded(self._codes[which]).T, padded(bias, -2.0 * FARTHEST).to(torch.int32), which)
 
-        def left(step: float) -> float:
-            return float((some - (some / step).round_().clamp_(-127, 127).mul_(step)).square().sum())
-
-        step = float(np.float32(min((largest * part / 127 for part in (1.0, 0.7, 0.5, 0.35)), key=left)))
-        unit = step * self._step
-        bias = torch.round(self.scores.bias.double() / unit).clamp_(-FARTHEST, FARTHEST)
-        of_bias = unit + (self.bias if self.bias >= FARTHEST * unit else 0.0)  # it is rounded, or cut off
-        # ||z'|| <= ||z|| + ||z - z'||
-        error = ((self.norm + self._residual) * SLACK, self._residual * SLACK, of_bias)
-        return step, self._padded(bias, -2.0 * FARTHEST).to(torch.int32), unit, error
+    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
+        shape = (len(rows), columns.shape[1])
+        product = self._buffer("product", (shape[0] * shape[1],), rows, torch.int32).view(shape)
+        return torch._int_mm(rows, columns, out=product)
 
 
 class LeadingScreen(Screen):
@@ -163,23 +194,46 @@ class LeadingScreen(Screen):
     Parameters
     ----------
     scores : Scores
+    like : Tensor (n, d)
     leading : Leading
     kind : type of Screen
     """
 
-    def __init__(self, scores: Scores, leading: Leading, kind: type[Screen]):
-        super().__init__(scores)
+    def __init__(self, scores: Scores, like: Tensor, leading: Leading, kind: type[Screen]):
+        super().__init__(scores, like)
         self._leading = leading
-        self._inner = kind(Scores(leading(scores.prototypes).clone(), scores.bias, scores.temperature))
-        self._more = (2 * leading.error + leading.error**2) * self.norm * SLACK
+        theta = Scores(leading(scores.prototypes).clone(), scores.bias, scores.temperature)
+        self._inner = kind(theta, leading(like))
+        of_left, of_norm, absolute = self._inner.error
+        self.unit = self._inner.unit
+        self.error = (of_left, of_norm + (2 * leading.error + leading.error**2) * self.norm * SLACK, absolute)
 
-    def __call__(self, z: Tensor) -> Screened:
-        found = self._inner(self._leading(z))
-        of_left, of_norm, absolute = found.error
-        return found._replace(error=(of_left, of_norm + self._more, absolute))
+    def rows(self, z: Tensor) -> Rows:
+        return self._inner.rows(self._leading(z))
+
+    def columns(self, which: Tensor) -> Columns:
+        return self._inner.columns(which)
+
+    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self._inner._product(rows, columns)
 
 
 SCREENS: dict[str, type[Screen]] = {"fp32": FullScreen, "bf16": BFloat16Screen, "int8": Int8Screen}
+
+
+def padded(x: Tensor, value: float = 0.0) -> Tensor:
+    """`x` (m, ...) with as many more rows as make a multiple of `BLOCK`."""
+    return torch.nn.functional.pad(x, (0, 0) * (x.dim() - 1) + (0, -len(x) % BLOCK), value=value)
+
+
+def _step_of(z: Tensor) -> float:
+    """The step of 8-bit rows that leaves the least of z."""
+    largest = max(float(z.abs().max()), 1e-30)
+
+    def left(step: float) -> float:
+        return float((z - (z / step).round_().clamp_(-127, 127).mul_(step)).square().sum())
+
+    return float(np.float32(min((largest * part / 127 for part in (1.0, 0.7, 0.5, 0.35)), key=left)))
 
 
 def longest(scores: Scores) -> float:

@@ -18,6 +18,8 @@ from raydkm.ops.exact import COUNT, Field, Grid, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.fused import fused_hard_statistics, fused_soft_statistics, serves
 from raydkm.ops.hard import HardAssignment
+from raydkm.ops.last import LastPass
+from raydkm.ops.leading import Directions
 from raydkm.ops.scores import Scores
 from raydkm.ops.soft import SoftAssignment
 from raydkm.ops.workspace import Workspace
@@ -60,23 +62,29 @@ def hard_statistics(
     frame: Frame,
     *,
     precision: str,
-    directions: Tensor | None = None,
+    directions: Directions | None = None,
+    last: LastPass | None = None,
     on_labels: Callable[[int, Tensor], None] | None = None,
 ) -> Local:
     """n and S for q_i = the indicator of argmax_k score_ik, rounded row by row.
 
-    `precision` and `directions` are those of `HardAssignment`;
-    `on_labels(first, labels)` is called with the labels of each tile and the position of its first row.
+    `precision` and `directions` are those of `HardAssignment`, and change no bit of the sums; nor does `last`, by which
+    only rows of another label than in the last pass are added. `on_labels(first, labels)` is called with the labels of
+    each tile and the position of its first row.
     """
     if precision != "fp32" and serves(scores):
         return fused_hard_statistics(scores, frame, on_labels=on_labels)
-    assign, buffer = HardAssignment(scores, precision, directions), Workspace()
+    moved = None if last is None else last.moved(scores)
+    assign, buffer = HardAssignment(scores, precision, directions, moved), Workspace()
 
     def local(batch: Batch, into: Statistics) -> None:
-        weight = batch.weights()
+        weight, before = batch.weights(), None if last is None else last.labels(batch)
         for where, z in batch.tiles(frame, len(scores), HARD_TILE, buffer):
-            labels = assign(z)
-            add_assigned(into, labels, z, weight[where], weighted=batch.weight is not None)
+            known = None if before is None else before[where]
+            labels = assign(z, known)
+            add_assigned(into, labels, z, weight[where], weighted=batch.weight is not None, before=known)
+            if known is not None:
+                known.copy_(labels)
             if on_labels is not None:
                 on_labels(batch.first + where.start, labels)
         into.add("rows", len(batch))
@@ -84,10 +92,15 @@ def hard_statistics(
     return local
 
 
-def add_assigned(into: Statistics, labels: Tensor, z: Tensor, weight: Tensor, *, weighted: bool) -> None:
-    """Add rows z (n, d) of weights (n,), ones unless `weighted`, to n and S of their clusters (n,)."""
-    into.add_rows("counts", labels, weight)
-    into.add_rows("sums", labels, z * weight[:, None] if weighted else z)
+def add_assigned(
+    into: Statistics, labels: Tensor, z: Tensor, weight: Tensor, *, weighted: bool, before: Tensor | None = None
+) -> None:
+    """Add rows z (n, d) of weights (n,), ones unless `weighted`, to n and S of their clusters (n,).
+
+    And take them from those they were added to before, see `Statistics.add_rows`.
+    """
+    into.add_rows("counts", labels, weight, before)
+    into.add_rows("sums", labels, z * weight[:, None] if weighted else z, before)
 
 
 def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -> Local:

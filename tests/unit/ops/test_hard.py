@@ -10,7 +10,7 @@ from torch import Tensor
 from raydkm.ops import screen
 from raydkm.ops.hard import TIE, HardAssignment
 from raydkm.ops.kernels import LOST
-from raydkm.ops.leading import Leading, directions
+from raydkm.ops.leading import Directions
 from raydkm.ops.scores import Scores
 from raydkm.ops.screen import SCREENS, FullScreen, Int8Screen, LeadingScreen, Screen
 
@@ -30,6 +30,11 @@ def reference(scores: Scores, z: Tensor) -> Tensor:
     size = torch.linalg.vector_norm(scores.prototypes.double(), dim=1)
     scale = norm * size[best] + scores.bias.double().abs()[best]
     return (exact >= (highest - TIE * scale)[:, None]).int().argmax(1)
+
+
+def screen_of(assign: HardAssignment) -> Screen:
+    assert assign._chosen is not None
+    return assign._chosen.screen
 
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
@@ -160,9 +165,9 @@ def test_tensor_operations_decide_as_the_kernel_does(case) -> None:  # they are 
 def test_a_screen_that_leaves_too_many_candidates_is_given_up() -> None:
     z, prototypes = tight_bundle(torch.Generator().manual_seed(0), 300, 16, 200)
     assign = HardAssignment(scores_of(prototypes), "int8")
-    assert isinstance(assign._chosen(z), Int8Screen)
+    assert isinstance(assign._first_choice(z).screen, Int8Screen)
     assign(z)
-    assert isinstance(assign._screen, FullScreen)
+    assert isinstance(screen_of(assign), FullScreen)
 
 
 def test_a_screen_is_given_up_for_rows_with_more_candidates_than_are_kept() -> None:
@@ -171,14 +176,14 @@ def test_a_screen_is_given_up_for_rows_with_more_candidates_than_are_kept() -> N
     assign(1e-4 * normal(g, 64, 16))  # the step of rows is theirs
     z = normal(g, 64, 16)
     assert torch.equal(assign(z), reference(assign._scores, z))
-    assert isinstance(assign._screen, FullScreen)
+    assert isinstance(screen_of(assign), FullScreen)
 
 
 def test_8_bits_are_not_used_where_their_products_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(screen, "multiplies_int8", lambda: False)
     assign = HardAssignment(scores_of(torch.randn(5, 7)), "int8")
     assign(torch.randn(3, 7))
-    assert isinstance(assign._screen, FullScreen)
+    assert isinstance(screen_of(assign), FullScreen)
 
 
 @pytest.mark.parametrize("leads", [False, True])
@@ -190,10 +195,10 @@ def test_no_score_is_above_its_bound(case, precision: str, leads: bool, seed: in
     z, prototypes = case(torch.Generator().manual_seed(seed), 100, d, 80)
     scores, kind = scores_of(prototypes), SCREENS[precision]
     if leads:
-        chosen: Screen = LeadingScreen(scores, Leading(directions(z)[:, : (d + 1) // 2]), kind)
+        chosen: Screen = LeadingScreen(scores, z, Directions.of(z).first((d + 1) // 2), kind)
     else:
-        chosen = kind(scores)
-    found = chosen(z)
+        chosen = kind(scores, z)
+    found = chosen(chosen.rows(z), chosen.columns(torch.arange(80)))
     exact = z.double() @ scores.prototypes.double().T + scores.bias.double()
     bound = (found.approximate.double() + found.bias.double())[:, :80] * found.unit
     of_left, of_norm, absolute = found.error
@@ -213,7 +218,7 @@ def decaying(g: torch.Generator, n: int, d: int, k: int) -> tuple[Tensor, Tensor
 @pytest.mark.parametrize("case", [*CASES, decaying], ids=lambda case: case.__name__)
 def test_directions_change_no_label(case, precision: str) -> None:
     z, prototypes = case(torch.Generator().manual_seed(1), 400, 256, 1500)
-    assign = HardAssignment(scores_of(prototypes), precision, directions(z))
+    assign = HardAssignment(scores_of(prototypes), precision, Directions.of(z))
     assert torch.equal(assign(z), reference(assign._scores, z))
 
 
@@ -221,12 +226,12 @@ def test_directions_change_no_label(case, precision: str) -> None:
 def test_few_directions_are_taken_where_they_tell_prototypes_apart(precision: str) -> None:
     g = torch.Generator().manual_seed(1)
     z, prototypes = decaying(g, 400, 512, 4000)
-    assign = HardAssignment(scores_of(prototypes), precision, directions(z))
+    assign = HardAssignment(scores_of(prototypes), precision, Directions.of(z))
     assign(z)
-    assert isinstance(assign._screen, LeadingScreen)
-    none = HardAssignment(scores_of(normal(g, 4000, 512)), precision, directions(normal(g, 400, 512)))
+    assert isinstance(screen_of(assign), LeadingScreen)
+    none = HardAssignment(scores_of(normal(g, 4000, 512)), precision, Directions.of(normal(g, 400, 512)))
     none(normal(g, 400, 512))
-    assert not isinstance(none._screen, LeadingScreen)
+    assert not isinstance(screen_of(none), LeadingScreen)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
