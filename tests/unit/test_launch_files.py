@@ -205,5 +205,6 @@ def test_a_job_opens_with_its_launch_command_and_stays_small(name: str) -> None:
     text = (ROOT / "jobs" / f"{name}.py").read_text()
     docstring = ast.get_docstring(ast.parse(text)) or ""
     assert "ray job submit" in docstring
-    assert f"jobs/{name}.py" in docstring
+    assert f"python3 jobs/{name}.py" in docstring
+    assert "--submission-id" in docstring
     assert len(text.splitlines()) <= 60
