@@ -58,7 +58,9 @@ def free_port() -> int:
 @contextmanager
 def node(arguments: list[str], environment: dict[str, str], until: str) -> Iterator[None]:
     """A node of its own session, of which nothing is left."""
-    started = [*RAY, "--object-store-memory=100000000", *arguments]
+    # the agent starts jobs; at its default port that of another Ray of this machine may listen
+    agent = f"--dashboard-agent-listen-port={free_port()}"
+    started = [*RAY, "--object-store-memory=100000000", agent, *arguments]
     process = subprocess.Popen(
         started, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

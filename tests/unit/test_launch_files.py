@@ -183,6 +183,7 @@ def test_the_dockerfile_is_pinned_and_runs_as_a_user() -> None:
     found = instructions(text)
     arguments = {rest.partition("=")[0] for name, rest in found if name == "ARG"}
     assert arguments == {"PYTHON", "ACCELERATOR", "TORCH_INDEX"}
+    assert all(pinned(package) for package in ("faiss-cpu", "faiss-gpu-cu12"))  # of ACCELERATOR cpu and gpu
     stages = [rest for name, rest in found if name == "FROM"]
     assert len(stages) == 2
     assert all(re.fullmatch(r"python:\$\{PYTHON\}-slim-\w+( AS \w+)?", stage) for stage in stages)
