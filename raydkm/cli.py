@@ -270,10 +270,11 @@ def submit(
 
     With RAY_AUTH_MODE=token the token of RAY_AUTH_TOKEN or ~/.ray/auth_token is sent. Ctrl-C leaves the job running.
     """
+    from raydkm.api.submit import check
     from raydkm.api.submit import submit as submit_
 
     wanted = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
-    wanted.make_context(f"raydkm submit {command}", list(context.args))  # its options are checked before any upload
+    check(command, wanted.make_context(f"raydkm submit {command}", list(context.args)).params)  # before any upload
 
     def write(text: str) -> None:
         sys.stdout.write(text)

@@ -44,6 +44,11 @@ class Problem(_Frozen):
         "of a model to go on from.",
     )
     n_init: int = Field(4, ge=1, description="Seeded restarts on the seeding sample; the best goes on to all rows.")
+    seed_rows: int | Literal["all"] | None = Field(
+        None,
+        description="Rows in the seeding sample (default: 32 K, at least 32768, at most all rows); or all: k-means|| "
+        "and k-means++ draw from every row, in 7 or K passes for each of n_init restarts.",
+    )
 
     @field_validator("objective")
     @classmethod
@@ -53,6 +58,15 @@ class Problem(_Frozen):
         if name not in OBJECTIVES:
             raise ValueError(f"must be one of {', '.join(OBJECTIVES)}")
         return name
+
+    @field_validator("seed_rows", mode="before")
+    @classmethod
+    def _number_or_all(cls, value: Any) -> Any:
+        if value is None or value == "all":
+            return value
+        if not re.fullmatch(r"0*[1-9][0-9]*", str(value)):
+            raise ValueError("must be a positive number of rows, or all")
+        return int(value)
 
 
 class FitConfig(Problem):
@@ -98,11 +112,6 @@ class FitConfig(Problem):
         description="Prototypes that lose all rows: split (moved beside that of the largest cluster), farthest (to the "
         "rows farthest from theirs, one pass more) or keep (as they are).",
     )
-    seed_rows: int | Literal["all"] | None = Field(
-        None,
-        description="Rows in the seeding sample (default: 32 K, at least 32768, at most all rows); or all: k-means|| "
-        "and k-means++ draw from every row, in 7 or K passes for each of n_init restarts.",
-    )
     max_steps: int = Field(300, ge=1, description="Most ADM steps.")
     max_time: float | None = Field(
         None, gt=0, description="Seconds after which no further step is begun; of a run that goes on, since it did."
@@ -146,15 +155,6 @@ class FitConfig(Problem):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
             raise ValueError("must be auto, cpu, cuda or cuda:N")
         return device
-
-    @field_validator("seed_rows", mode="before")
-    @classmethod
-    def _number_or_all(cls, value: Any) -> Any:
-        if value is None or value == "all":
-            return value
-        if not re.fullmatch(r"0*[1-9][0-9]*", str(value)):
-            raise ValueError("must be a positive number of rows, or all")
-        return int(value)
 
     @field_validator("temperature", mode="before")
     @classmethod
@@ -371,6 +371,9 @@ class PlanConfig(Problem):
     network: float = Field(10.0, gt=0, description="Gbit/s of each worker to the others.")
     storage: float = Field(
         1.0, gt=0, description="GB/s of each worker from the storage of the files, decoding included."
+    )
+    storage_of_all: float | None = Field(
+        None, gt=0, description="GB/s of the storage to all workers together (default: as many times storage)."
     )
     deadline: float | None = Field(None, gt=0, description="Hours in which the fit is to end: how many workers then?")
 

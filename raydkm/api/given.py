@@ -36,7 +36,7 @@ def read_given(options: dict[str, Any]) -> tuple[NDArray[np.float64] | None, dic
     if isinstance(options.get("marginal"), str | os.PathLike):
         options["marginal"] = _numbers(options["marginal"])
     init = options.get("init")
-    if init is None or (isinstance(init, str) and (init in SEEDINGS or not _is_place(init))):
+    if init is None or (isinstance(init, str) and (init in SEEDINGS or not is_place(init))):
         return None, options
     options["init"] = "array"
     if isinstance(init, str | os.PathLike) and not os.fspath(init).endswith(".npy"):
@@ -53,7 +53,8 @@ def read_given(options: dict[str, Any]) -> tuple[NDArray[np.float64] | None, dic
         raise ConfigError(f"init: not an array of numbers ({error})") from None
 
 
-def _is_place(init: str) -> bool:
+def is_place(init: str) -> bool:
+    """Whether `init` is the path of an array or a model, rather than the name of a seeding."""
     return init.endswith(".npy") or os.sep in init or os.path.isdir(init)
 
 

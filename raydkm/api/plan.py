@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from raydkm.api.rates import CPU_THREAD, GPU_MEMORY, GPUS, Rates
+from raydkm.api.rates import CPU_THREAD, GPU_MEMORY, GPUS, Rates, Speed
 from raydkm.config import FitConfig, PlanConfig, build
 from raydkm.engine.calibrate import measured
-from raydkm.engine.passes import copies_of_sums
-from raydkm.engine.preflight import COPIES_OF_PROTOTYPES
-from raydkm.engine.seed_all import OVERSAMPLING, ROUNDS
+from raydkm.engine.room import lacking, needs, sums_bytes
+from raydkm.engine.seed_all import OVERSAMPLING, ROUNDS, SEEDINGS_OF_ALL
 from raydkm.engine.start import RESTART_STEPS, seed_rows
 from raydkm.engine.where import FREE_DEVICE_MEMORY
 from raydkm.errors import ConfigError
@@ -26,22 +25,27 @@ from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.logistic import LogisticObjective
 from raydkm.ops.approximate import EFFORTS
 from raydkm.ops.batch import BATCH_ROWS
-from raydkm.ops.sample import Smallest
 
-#: Bytes a second that rows come from each tier but the fastest: over PCIe 4, and from a local NVMe disk.
+#: Bytes a second that rows come from each tier but the fastest, or go to it: over PCIe 4, and a local NVMe disk.
 PCIE, DISK = 20e9, 2e9
 
 #: Seconds of a message between two workers.
 LATENCY = 50e-6
 
-#: What a seeding of the sample takes, in passes over it with K prototypes.
-SEEDING_PASSES = {"k-means||": ROUNDS * OVERSAMPLING, "k-means++": 1, "afk-mc2": 0, "random": 0}
+#: Bytes that a step moves between the products for each score: on a CPU, and on a GPU, whose kernel of hard steps holds
+#: no scores, and whose soft one holds them once.
+SCORE_BYTES = {"hard": 8, "approximate": 0, "soft": 24, "logistic": 60}
+SCORE_BYTES_GPU = {"hard": 0, "soft": 8, "logistic": 80}
+
+#: Draws of a Markov chain of AFK-MC^2 for each prototype (`raydkm.ops.seeding.afk_mc2`).
+CHAIN = 200
 
 #: Part of the host's memory that rows may take (`raydkm.engine.where.tiers_of`).
 MEMORY_FOR_ROWS = 0.5
 
-#: Workers beyond which none are looked for.
+#: Workers beyond which none are looked for, and by which factor numbers of them are tried.
 MOST_WORKERS = 65_536
+TRIED = 1.02
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Plan:
     memory : dict
         Bytes of a worker beside its rows.
     binds : str
-        The term of a step that takes longest.
+        The term of a step that takes longest, of those that it waits for.
     refused : str or None
         Why such a fit would be refused.
     """
@@ -82,7 +86,7 @@ class Plan:
     step_seconds: float
     seconds: float
     tiers: dict[str, float]
-    memory: dict[str, float]
+    memory: dict[str, int]
     binds: str
     refused: str | None
 
@@ -135,55 +139,64 @@ def calibrated(config: PlanConfig) -> Rates:
         goal = config.model_copy(update={"objective": of.objective})
         speed = rates.of(name)
         operations, traffic = operations_a_row(goal, name), traffic_a_row(goal, name)
-        found = measured(of, config.dim, config.dtype, threads)
+        found = measured(of, config.dim, config.dtype, threads, config.rows)
         expected = operations / speed.operations + traffic / speed.traffic
         rates = rates.with_speed(name, speed.times(expected / (found.row * threads)))
-    update = sums_bytes(config) / max(found.once, 1e-6)
+    once = max(found.once - cells(config, rates), 0.1 * found.once, 1e-6)
+    update = sums_bytes(config.clusters, config.dim) / once
     return replace(rates, update=update, source=f"measured here with {threads} threads, for this d and K")
 
 
 def estimate(config: PlanConfig, thread: Rates = CPU_THREAD) -> Plan:
-    """The plan of a fit on `config.workers` workers."""
+    """The plan of a fit on `config.workers` workers, of whose CPUs one thread has the rates `thread`."""
     rates = rates_of(config, thread)
     tiers, memory = tiers_of(config), memory_of(config)
-    rows = rows_of_a_worker(config)
-    step = step_terms(config, rates)
+    step = step_terms(config, rates, thread)
     seconds = together(step)
     fit = (
-        Term("ingest", rows * row_bytes(config) / (config.storage * 1e9), "bytes / storage"),
-        Term("survey, moments", 2 * max(rows * row_bytes(config) / rates.rows, reading(config)), "2 passes over rows"),
-        seeding(config, rates),
+        Term(
+            "ingest",
+            bytes_of_a_worker(config) / from_storage(config) + tiers["disk"] / DISK,
+            "bytes / storage, those for the disk written to it",
+        ),
+        survey(config, rates, thread),
+        seeding(config, rates, thread),
         Term("steps", config.steps * seconds, f"{config.steps} × {seconds:.3g} s"),
-        _assignment(config, rates),
-    )
-    room = config.memory * 2**30
-    refused = next(
-        (f"{what}: {size / 2**30:.3g} GiB of {config.memory:g}" for what, size in memory.items() if size > room), None
+        hard_pass("assignment", config, rates),
     )
     return Plan(
-        config,
-        rates,
-        step,
-        fit,
-        seconds,
-        sum(term.seconds for term in fit),
-        tiers,
-        memory,
-        max(step, key=lambda term: term.seconds).name,
-        refused,
+        config=config,
+        rates=rates,
+        step=step,
+        fit=fit,
+        step_seconds=seconds,
+        seconds=sum(term.seconds for term in fit),
+        tiers=tiers,
+        memory=memory,
+        binds=binding(step),
+        refused=lacking(memory, tiers["host"], config.memory * 2**30),
     )
 
 
 def workers_needed(config: PlanConfig, thread: Rates = CPU_THREAD) -> int | None:
-    """The fewest workers with which a fit keeps the deadline, none of it refused; None if no number does."""
+    """The fewest workers with which a fit keeps the deadline, none of it refused; None if no number does.
+
+    Numbers are tried in steps of 2 %, then those since the last one that did not keep it: fewer could do only if more
+    again did not, within 2 %.
+    """
     if config.deadline is None:
         return None
-    for workers in sorted({math.ceil(1.02**i) for i in range(600)} | set(range(1, 65))):
-        if workers > MOST_WORKERS:
-            break
+    most = 3600 * config.deadline
+
+    def keeps(workers: int) -> bool:
         tried = estimate(config.model_copy(update={"workers": workers}), thread)
-        if tried.seconds <= 3600 * config.deadline and tried.refused is None:
-            return workers
+        return tried.seconds <= most and tried.refused is None
+
+    before, workers = 0, 1
+    while workers <= MOST_WORKERS:
+        if keeps(workers):
+            return next(number for number in range(before + 1, workers + 1) if number == workers or keeps(number))
+        before, workers = workers, math.ceil(TRIED * workers)
     return None
 
 
@@ -197,14 +210,19 @@ def rows_of_a_worker(config: PlanConfig) -> int:
     return min(config.rows, -(-batches // config.workers) * BATCH_ROWS)
 
 
-def sums_bytes(config: PlanConfig) -> int:
-    """Bytes that a step adds up over all workers: counts and sums of rows in int64, of p as well for logistic ones."""
-    return 8 * config.clusters * (config.dim + 1) * (2 if _logistic(config) else 1)
+def bytes_of_a_worker(config: PlanConfig) -> int:
+    return rows_of_a_worker(config) * row_bytes(config)
+
+
+def from_storage(config: PlanConfig) -> float:
+    """Bytes a second that a worker reads from the storage, while all do."""
+    of_all = math.inf if config.storage_of_all is None else config.storage_of_all / config.workers
+    return 1e9 * min(config.storage, of_all)
 
 
 def tiers_of(config: PlanConfig) -> dict[str, float]:
     """Bytes of a worker's rows on each tier, the fastest filled first; "stream" has those read again at each pass."""
-    left = float(rows_of_a_worker(config) * row_bytes(config))
+    left = float(bytes_of_a_worker(config))
     room = {
         "device": FREE_DEVICE_MEMORY * GPU_MEMORY.get(config.device, 0) * 2**30,
         "host": MEMORY_FOR_ROWS * config.memory * 2**30,
@@ -218,21 +236,27 @@ def tiers_of(config: PlanConfig) -> dict[str, float]:
     return held
 
 
-def memory_of(config: PlanConfig) -> dict[str, float]:
-    """Bytes of a worker beside its rows, by what they are for; see `raydkm.engine.preflight.check_room`."""
-    sums = sums_bytes(config)
-    threads = 1 if config.device in GPUS else config.threads
-    sample = _sample(config)
-    kept = Smallest.nbytes(min(sample, rows_of_a_worker(config)), row_bytes(config)) + 4 * config.dim * sample
-    return {
-        "sums and prototypes": float(sums * (copies_of_sums(sums, threads) + COPIES_OF_PROTOTYPES)),
-        "seeding sample": float(kept),
-    }
+def memory_of(config: PlanConfig) -> dict[str, int]:
+    """Bytes of a worker beside its rows, by what takes them."""
+    return needs(
+        config.fit,
+        total=config.rows,
+        rows=rows_of_a_worker(config),
+        dim=config.dim,
+        itemsize=np.dtype(config.dtype).itemsize,
+        threads=threads_of(config),
+        gpu=config.device in GPUS,
+    )
 
 
-def step_terms(config: PlanConfig, rates: Rates) -> tuple[Term, ...]:
+def threads_of(config: PlanConfig) -> int:
+    """Threads of a worker that compute; on a GPU one, which feeds it."""
+    return 1 if config.device in GPUS else config.threads
+
+
+def step_terms(config: PlanConfig, rates: Rates, thread: Rates) -> tuple[Term, ...]:
     """The parts of a step."""
-    rows, size = rows_of_a_worker(config), sums_bytes(config)
+    rows, size = rows_of_a_worker(config), sums_bytes(config.clusters, config.dim)
     name = kernel(config)
     operations, traffic, speed = operations_a_row(config, name), traffic_a_row(config, name), rates.of(name)
     parts = 2 * (config.workers - 1)
@@ -244,6 +268,7 @@ def step_terms(config: PlanConfig, rates: Rates) -> tuple[Term, ...]:
         ),
         Term("memory", rows * traffic / speed.traffic, f"{rows:,} rows × {traffic:.3g} B / {speed.traffic:.3g} B/s"),
         Term("reading", reading(config), "bytes of slower tiers / their rates"),
+        Term("cells", cells(config, thread), "of prototypes, for an approximate assignment; one thread"),
         Term(
             "all-reduce",
             parts / config.workers * size / (config.network * 1e9 / 8) + parts * LATENCY,
@@ -254,23 +279,30 @@ def step_terms(config: PlanConfig, rates: Rates) -> tuple[Term, ...]:
 
 
 def together(step: tuple[Term, ...]) -> float:
-    """Seconds of a step: rows are read while others are computed, the rest follows."""
+    """Seconds of a step: rows are read while others are computed, the rest goes before and after."""
     seconds = {term.name: term.seconds for term in step}
-    return (
-        max(seconds["arithmetic"] + seconds["memory"], seconds["reading"]) + seconds["all-reduce"] + seconds["update"]
-    )
+    computed = seconds.pop("arithmetic") + seconds.pop("memory")
+    return max(computed, seconds.pop("reading")) + sum(seconds.values())
+
+
+def binding(step: tuple[Term, ...]) -> str:
+    """The term that takes longest, of those that a step waits for."""
+    seconds = {term.name: term.seconds for term in step}
+    computed = seconds["arithmetic"] + seconds["memory"] >= seconds["reading"]
+    hidden = ("reading",) if computed else ("arithmetic", "memory")
+    return max((name for name in seconds if name not in hidden), key=lambda name: seconds[name])
 
 
 def kernel(config: PlanConfig) -> str:
-    """Which rate the products of a step have: "hard", "approximate" or "soft"."""
+    """Which rate the products of a step have: "hard", "approximate", "soft" or "logistic"."""
     if not OBJECTIVES[config.objective].hard:
-        return "soft"
+        return "logistic" if _logistic(config) else "soft"
     return "approximate" if config.fit.approximate and config.device == "cpu" else "hard"
 
 
 def operations_a_row(config: PlanConfig, kernel: str) -> float:
-    """Of the products of a step for one row: scores, for soft objectives the sums of q too, for logistic ones of p."""
-    products = 1 if OBJECTIVES[config.objective].hard else 3 if _logistic(config) else 2
+    """Of the products of a step for one row: scores, and where they are posteriors the sums of these times rows."""
+    products = 2 if kernel in ("soft", "logistic") else 1
     compared: float = config.clusters
     if kernel == "approximate":  # the cells, then the prototypes of the most promising ones
         compared = EFFORTS[0] * config.clusters + 2 * math.sqrt(config.clusters)
@@ -278,41 +310,114 @@ def operations_a_row(config: PlanConfig, kernel: str) -> float:
 
 
 def traffic_a_row(config: PlanConfig, kernel: str) -> float:
-    """Bytes that a step moves for one row: the row, its sum in int64, and on a CPU its scores between the products."""
-    passes = 0 if config.device in GPUS else {"hard": 8, "approximate": 0, "soft": 24}[kernel]
-    return float(passes * config.clusters + config.dim * (np.dtype(config.dtype).itemsize + 20))
+    """Bytes that a step moves for one row: the row, its sum in int64, and its scores between the products."""
+    of_a_score = (SCORE_BYTES_GPU if config.device in GPUS else SCORE_BYTES)[kernel]
+    return float(of_a_score * config.clusters + config.dim * (np.dtype(config.dtype).itemsize + 20))
+
+
+def seconds_a_row(config: PlanConfig, kernel: str, speed: Speed) -> float:
+    return operations_a_row(config, kernel) / speed.operations + traffic_a_row(config, kernel) / speed.traffic
 
 
 def reading(config: PlanConfig) -> float:
     """Seconds in which a pass reads the rows that are not on the fastest tier."""
     held = tiers_of(config)
     host = held["host"] / PCIE if config.device in GPUS else 0.0
-    return host + held["disk"] / DISK + held["stream"] / (config.storage * 1e9)
+    return host + held["disk"] / DISK + held["stream"] / from_storage(config)
 
 
-def seeding(config: PlanConfig, rates: Rates) -> Term:
-    """Restarts on the seeding sample, a thread each, shared out over workers: a seeding and some steps."""
-    fit, sample = config.fit, _sample(config)
-    threads = 1 if config.device in GPUS else config.threads
-    turns = math.ceil(math.ceil(fit.n_init / config.workers) / threads)
-    refined = fit.n_init > 1 or _logistic(config)
-    passes = SEEDING_PASSES[fit.init] + RESTART_STEPS * refined if fit.init != "array" else 0
-    name = kernel(config)
-    speed = rates.of(name).times(1 / threads)
-    of_a_row = operations_a_row(config, name) / speed.operations + traffic_a_row(config, name) / speed.traffic
+def survey(config: PlanConfig, rates: Rates, thread: Rates) -> Term:
+    """A pass that hashes rows on the CPU, one that sums moments on the device, and what one thread does to the sample.
+
+    The second finds a covariance for objectives with a temperature.
+    """
+    rows = rows_of_a_worker(config)
+    first = rows * config.dim / rates.rows
+    second = bytes_of_a_worker(config) / rates.logistic.traffic if config.device in GPUS else first
+    products = 2.0 * config.dim**2 * config.fit.has_temperature
+    sample = 2.0 * _sample(config) * config.dim / thread.rows
     return Term(
-        "seeding",
-        turns * passes * sample * of_a_row,
-        f"{turns} × {passes} passes × {sample:,} rows × {of_a_row:.3g} s",
+        "survey, moments",
+        max(first, reading(config))
+        + max(second + rows * products / rates.logistic.operations, reading(config))
+        + sample,
+        f"2 passes over {rows:,} rows, {products:.3g} op a row / {rates.logistic.operations:.3g} op/s, "
+        f"{_sample(config):,} rows of the sample",
     )
 
 
-def _assignment(config: PlanConfig, rates: Rates) -> Term:
-    """The last pass, whose labels are exact."""
-    rows = rows_of_a_worker(config)
-    of_a_row = 2.0 * config.clusters * config.dim / rates.hard.operations
-    of_a_row += traffic_a_row(config, "hard") / rates.hard.traffic
-    return Term("assignment", max(rows * of_a_row, reading(config)), f"{rows:,} rows × {of_a_row:.3g} s")
+def hard_pass(name: str, config: PlanConfig, rates: Rates) -> Term:
+    """A pass that finds exact labels, such as the last one."""
+    rows, of_a_row = rows_of_a_worker(config), seconds_a_row(config, "hard", rates.hard)
+    return Term(name, max(rows * of_a_row, reading(config)), f"{rows:,} rows × {of_a_row:.3g} s")
+
+
+def compared(thread: Rates, rows: float, others: float, dim: int) -> float:
+    """Seconds in which one thread finds the squared distances, in float32, of rows to other vectors."""
+    operations, traffic = 2.0 * others * dim, SCORE_BYTES["soft"] * others + 4 * dim
+    return rows * (operations / thread.soft.operations + traffic / thread.soft.traffic)
+
+
+def cells(config: PlanConfig, thread: Rates) -> float:
+    """Seconds in which one thread makes the cells of an approximate step (`raydkm.ops.approximate.cells`)."""
+    if kernel(config) != "approximate":
+        return 0.0
+    count = min(config.clusters, 2 * math.isqrt(config.clusters))
+    assigned = config.clusters + 3 * min(config.clusters, 64 * count)
+    return compared(thread, assigned, count, config.dim)
+
+
+def greedy(thread: Rates, rows: float, config: PlanConfig) -> float:
+    """Seconds of k-means++ on so many rows: 2 + log K distances of each row for every prototype."""
+    return config.clusters * compared(thread, rows, 2 + int(math.log(config.clusters)), config.dim)
+
+
+def drawn(config: PlanConfig, thread: Rates) -> float:
+    """Seconds of one seeding of the sample, in one thread of the CPU (`raydkm.ops.seeding`)."""
+    sample, clusters, dim = _sample(config), config.clusters, config.dim
+    if config.init == "k-means||":
+        candidates = min(sample, ROUNDS * OVERSAMPLING * clusters)
+        return compared(thread, sample, candidates, dim) + greedy(thread, candidates, config)
+    if config.init == "k-means++":
+        return greedy(thread, sample, config)
+    if config.init == "afk-mc2":  # a chain for each prototype, compared with those before it
+        return clusters * compared(thread, CHAIN, clusters / 2, dim)
+    return 0.0
+
+
+def seeding(config: PlanConfig, rates: Rates, thread: Rates) -> Term:
+    """Restarts, each a seeding on the CPU and some steps on the sample; then what a logistic fit takes of clusters.
+
+    Restarts on the sample are shared out over workers, a thread each; those on all rows follow each other.
+    """
+    clusters = hard_pass("", config, rates).seconds if _logistic(config) else 0.0
+    if config.init == "array":
+        return Term("seeding", clusters, "prototypes are given")
+    if config.seed_rows == "all" and config.init in SEEDINGS_OF_ALL and _sample(config) < config.rows:
+        once = _of_all_rows(config, rates, thread)
+        return Term("seeding", config.n_init * once + clusters, f"{config.n_init} × {once:.3g} s on all rows")
+    threads, sample = threads_of(config), _sample(config)
+    turns = math.ceil(math.ceil(config.n_init / config.workers) / threads)
+    steps = RESTART_STEPS if config.n_init > 1 or _logistic(config) else 0
+    name = "hard" if _logistic(config) else kernel(config)  # a logistic fit begins at clusters of k-means
+    of_a_row = seconds_a_row(config, name, rates.of(name).times(1 / threads))
+    once = cells(config, thread) + sums_bytes(config.clusters, config.dim) / rates.update
+    first = drawn(config, thread)
+    return Term(
+        "seeding",
+        turns * (first + steps * (sample * of_a_row + once)) + clusters,
+        f"{turns} × ({first:.3g} s + {steps} steps of {sample:,} rows × {of_a_row:.3g} s)",
+    )
+
+
+def _of_all_rows(config: PlanConfig, rates: Rates, thread: Rates) -> float:
+    """Seconds of one seeding on all rows (`raydkm.engine.seed_all`), and of the pass that measures it."""
+    rows, clusters, parallel = rows_of_a_worker(config), config.clusters, config.init == "k-means||"
+    candidates = ROUNDS * OVERSAMPLING * clusters if parallel else clusters
+    passes = ROUNDS + 2 if parallel else clusters + 1
+    a_pass = max(rows * config.dim / rates.rows, reading(config))
+    distances = compared(thread, rows, candidates + clusters, config.dim) / threads_of(config)
+    return passes * a_pass + distances + (greedy(thread, candidates, config) if parallel else 0.0)
 
 
 def _logistic(config: PlanConfig) -> bool:

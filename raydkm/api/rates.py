@@ -25,17 +25,19 @@ class Rates:
     ----------
     source : str
         Where they come from.
-    hard, soft, approximate : Speed
-        Steps of objectives with hard assignments, with posteriors, and with many clusters on a CPU.
+    hard, soft, logistic, approximate : Speed
+        Steps of objectives with hard assignments, with posteriors of distances, with logistic ones (and other products
+        of float32), and with many clusters on a CPU.
     rows : float
-        Bytes of rows a second in passes without products.
+        Values of rows a second in passes without products, on the CPU.
     update : float
-        Bytes of sums a second in what a step does once.
+        Bytes of sums a second in what a step does once, on the CPU.
     """
 
     source: str
     hard: Speed
     soft: Speed
+    logistic: Speed
     approximate: Speed
     rows: float
     update: float
@@ -54,6 +56,7 @@ class Rates:
             self,
             hard=self.hard.times(threads),
             soft=self.soft.times(threads),
+            logistic=self.logistic.times(threads),
             approximate=self.approximate.times(threads),
             rows=self.rows * threads,
         )
@@ -64,21 +67,32 @@ CPU_THREAD = Rates(
     source="built in: a thread of a Xeon with AVX-512 and VNNI (docs/performance.md)",
     hard=Speed(720e9, 10e9),
     soft=Speed(190e9, 10e9),
+    logistic=Speed(190e9, 10e9),
     approximate=Speed(40e9, 10e9),
-    rows=2e9,
+    rows=180e6,
     update=1e9,
 )
 
 
-def _gpu(operations: float, memory: float, source: str) -> Rates:
-    speed = Speed(operations, memory)
-    return Rates(f"assumed, not measured: {source}", speed, speed, speed, rows=memory, update=memory / 10)
+def _gpu(name: str, bf16: float, float32: float, memory: float) -> Rates:
+    """Of dense bf16 products, float32 ones without tensor cores, and memory, as the maker states them a second."""
+    hard, moved = 0.3 * bf16, 0.6 * memory
+    return Rates(
+        f"assumed, not measured: {name}, 0.3 of {bf16 / 1e12:g} TF/s (bf16; soft: three products for one), "
+        f"0.5 of {float32 / 1e12:g} (float32, logistic), 0.6 of {memory / 1e12:g} TB/s",
+        hard=Speed(hard, moved),
+        soft=Speed(hard / 3, moved),
+        logistic=Speed(0.5 * float32, moved),
+        approximate=Speed(hard, moved),
+        rows=CPU_THREAD.rows,
+        update=CPU_THREAD.update,
+    )
 
 
-#: Of GPUs: three tenths of what the maker states for dense products in TF32, six tenths of the rate to memory.
+#: Of GPUs, assumed; one thread of the CPU beside them hashes rows in the survey, and updates the model.
 GPUS = {
-    "a100": _gpu(0.3 * 156e12, 0.6 * 2.0e12, "0.3 of 156 TF/s (TF32), 0.6 of 2 TB/s"),
-    "h100": _gpu(0.3 * 495e12, 0.6 * 3.35e12, "0.3 of 495 TF/s (TF32), 0.6 of 3.35 TB/s"),
+    "a100": _gpu("A100", 312e12, 19.5e12, 2.0e12),
+    "h100": _gpu("H100", 989e12, 67e12, 3.35e12),
 }
 
 #: GiB of a GPU's memory.

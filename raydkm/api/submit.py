@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from raydkm.api.given import is_place
+from raydkm.config import AssignConfig, FitConfig, FitRunConfig, build, configure
 from raydkm.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -19,6 +21,25 @@ logger = logging.getLogger("raydkm")
 
 #: The exit code of a program that Ctrl-C ends, by convention.
 INTERRUPTED = 130
+
+
+def check(command: str, given: dict[str, Any]) -> None:
+    """Refuse what the job itself would refuse as soon as it began, of the options `given` to ``raydkm COMMAND``.
+
+    Files that they name are those of the nodes; of a fit with a YAML file (`config`), which may complete the others, no
+    option is judged.
+
+    Raises
+    ------
+    ConfigError
+    """
+    fields = AssignConfig.model_fields if command == "assign" else FitConfig.model_fields | FitRunConfig.model_fields
+    options = {name: value for name, value in given.items() if name in fields and value is not None}
+    if command == "assign":
+        build(AssignConfig, options)
+    elif given.get("config") is None:
+        options.pop("marginal", None)
+        configure(options | ({"init": "array"} if is_place(options.get("init", "")) else {}))
 
 
 def submit(
@@ -32,8 +53,8 @@ def submit(
 ) -> int:
     """Run ``raydkm COMMAND ARGUMENTS`` on a Ray cluster, pass on its log, and return its exit code.
 
-    A name stands for one job. The same command under the name of a job that runs follows that job; of one that has
-    succeeded, does nothing; of one that failed or was stopped, runs it again. Ctrl-C ends the following, not the job.
+    A name stands for one command. Given again while its job runs, it follows that job; when it has succeeded, it does
+    nothing; when it failed or was stopped, it runs again. Ctrl-C ends the following, not the job.
 
     Parameters
     ----------
@@ -60,7 +81,7 @@ def submit(
     if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ConfigError(f"name {name!r}: letters, digits, dots, hyphens and underscores, please")
     server = JobServer(address)
-    line = shlex.join(["python", "-m", "raydkm", command, *arguments])
+    line = shlex.join(["python3", "-m", "raydkm", command, *arguments])
     name, finished = _begun(server, name, line, working_dir)
     if finished:
         return 0
@@ -84,7 +105,7 @@ def _begun(server: JobServer, name: str | None, line: str, working_dir: str | os
     """The name of a job that runs `line`, started if need be, and whether it has succeeded already."""
     job = server.find(name) if name is not None else None
     if name is not None and job is not None:
-        if (job.succeeded or not job.over) and job.command != line:
+        if job.command != line:
             raise ConfigError(f"job {name} is of another command ({job.command}); choose another name")
         if job.succeeded:
             logger.info("job %s has succeeded already; nothing to do", name)

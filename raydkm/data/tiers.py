@@ -86,6 +86,7 @@ class Tiers:
             raise ConfigError("cache device: the fit runs on the CPU, whose memory is the host's; choose host")
         self.cache = cache
         self.device = device
+        self.memory = memory
         self.device_memory = device_memory
         self._room = {"device": device_memory, "host": memory}
         self.held: Counter[str] = Counter()
@@ -214,5 +215,5 @@ def disk_left() -> int:
     return usage.free - int(FREE_OF_DISK * usage.total)
 
 
-def gib(size: int) -> str:
+def gib(size: float) -> str:
     return f"{size / 2**30:.3g} GiB"

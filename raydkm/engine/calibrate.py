@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from raydkm.config import FitConfig
 from raydkm.data.source import RowSource
 from raydkm.engine.comm import Solo
-from raydkm.engine.fit import look_at, setting_of, temperature_of
+from raydkm.engine.fit import directions_of, look_at, setting_of, temperature_of
 from raydkm.engine.loop import adm
 from raydkm.engine.passes import Passes, thread_pool
 from raydkm.engine.survey import measure
@@ -35,27 +35,29 @@ class Measured:
     once: float
 
 
-def measured(config: FitConfig, dim: int, dtype: str, threads: int) -> Measured:
-    """Time steps of `config` on rows (n, dim) of normal values, with prototypes of the same kind.
+def measured(config: FitConfig, dim: int, dtype: str, threads: int, total: int) -> Measured:
+    """Time steps of `config`, as one on `total` rows makes them, on fewer generated rows (n, dim) around prototypes.
 
     The least of several times counts: what disturbs them only adds.
     """
     few, many = (threads * batches * BATCH_ROWS for batches in BATCHES)
-    short, long = _step_seconds(config, dim, dtype, threads, few), _step_seconds(config, dim, dtype, threads, many)
+    short, long = (_step_seconds(config, dim, dtype, threads, rows, total) for rows in (few, many))
     row = max(long - short, 0.1 * long) / (many - few)
     return Measured(row, max(short - few * row, 0.0))
 
 
-def _step_seconds(config: FitConfig, dim: int, dtype: str, threads: int, rows: int) -> float:
+def _step_seconds(config: FitConfig, dim: int, dtype: str, threads: int, rows: int, total: int) -> float:
     x, prototypes = _clustered(rows, dim, config.clusters, np.dtype(dtype))
     device = torch.device("cpu")
     with thread_pool(threads) as pool:
         passes = Passes(RowSource.of(torch.from_numpy(x)), Solo(), device, threads, pool.map)
-        look, frame = look_at(passes, FitConfig(clusters=1, seed_rows=1))
+        look, frame = look_at(passes, FitConfig(clusters=1))
         facts = measure(passes, look.extent, frame, covariance=config.has_temperature)
         critical = None if facts.covariance is None else collapse_temperature(facts.covariance)
         temperature = temperature_of(config, critical)
-        goal = OBJECTIVES[config.objective](setting_of(config, facts, frame, temperature, critical, device))
+        of_all = replace(look, extent=replace(look.extent, rows=total))  # whether directions pay depends on it
+        directions = directions_of(of_all, frame, config, device)
+        goal = OBJECTIVES[config.objective](setting_of(config, facts, frame, temperature, critical, device, directions))
         state = goal.begin(torch.from_numpy(prototypes).double() - frame.shift)
         seconds: list[float] = []
         began = time.perf_counter()

@@ -17,23 +17,14 @@ from raydkm.data.parquet import ParquetTable
 from raydkm.data.storage import locate, retried
 from raydkm.data.tiers import Tiers, disk_left, gib, size_of
 from raydkm.engine.comm import Comm, ProcessGroup, gathered
-from raydkm.engine.passes import copies_of_sums
-from raydkm.engine.seed_all import BYTES_A_ROW
-from raydkm.engine.start import seed_rows
+from raydkm.engine.room import lacking, needs
 from raydkm.engine.where import available_memory
 from raydkm.errors import EngineError, InputError
-from raydkm.ops.sample import Smallest
 
 logger = logging.getLogger("raydkm")
 
 #: What must be alike on all nodes for the same bits, and for workers to understand each other.
 PACKAGES = ("raydkm", "torch", "numpy", "numba", "llvmlite", "pyarrow")
-
-#: Of the sample, while workers exchange theirs: sent, received, joined, and sorted.
-COPIES_OF_SAMPLE = 4
-
-#: Of the prototypes, in float64: before and after a step, means, temporaries of the update, and those of the products.
-COPIES_OF_PROTOTYPES = 6
 
 
 def check_workers(comm: ProcessGroup) -> None:
@@ -90,25 +81,24 @@ def check_room(
         if not retried(table.files[0], lambda: files.get_file_info(path)).is_file:
             raise InputError(f"{name} does not reach {table.files[0]}: do all nodes share the storage?")
         memory = available_memory() // neighbours
-        row = table.dim * table.dtype.itemsize
-        sample = seed_rows(config, table.rows)
-        sums = 8 * config.clusters * (table.dim + 1)
-        needs = {
-            f"the sums of {config.clusters} clusters take": sums
-            * (copies_of_sums(sums, threads) + COPIES_OF_PROTOTYPES),
-            f"the seeding sample of {sample} rows takes": Smallest.nbytes(min(sample, rows), row)
-            + 4 * table.dim * sample,
-            "seeding on all rows takes": BYTES_A_ROW * rows * (config.seed_rows == "all"),
-        }
-        for what, size in needs.items():
-            if size > memory:
-                raise EngineError(
-                    f"{name}: {what} {gib(size)}, of {gib(memory)} of memory left; use fewer workers a node, "
-                    "fewer threads, clusters or seed_rows, or more memory"
-                )
         size = size_of(rows, table.dim, table.dtype, weighted=table.columns.weight is not None)
+        held = min(max(0, size - tiers.device_memory), tiers.memory) if tiers.cache == "auto" else 0
+        beside = needs(
+            config,
+            total=table.rows,
+            rows=rows,
+            dim=table.dim,
+            itemsize=table.dtype.itemsize,
+            threads=threads,
+            gpu=tiers.device.type != "cpu",
+        )
+        if (lack := lacking(beside, held, memory)) is not None:
+            raise EngineError(
+                f"{name}: {lack}; use fewer workers a node, fewer threads, clusters or seed_rows, a smaller "
+                "memory_budget, or more memory"
+            )
         room = {
-            "host": (memory - max(needs.values()), "memory"),
+            "host": (memory - max(beside.values()), "memory"),
             "disk": (disk_left() // neighbours, f"disk in {tempfile.gettempdir()}"),
             "device": (tiers.device_memory, "device memory"),
         }

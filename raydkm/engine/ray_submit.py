@@ -21,6 +21,9 @@ logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.ERROR)  # it 
 #: Seconds between looks at a job whose log has ended or broken off.
 _PAUSE = 0.5
 
+#: Seconds for which a server that does not answer is asked again while a job is followed.
+_PATIENCE = 30.0
+
 
 @dataclass(frozen=True)
 class Job:
@@ -56,9 +59,9 @@ class JobServer:
     def find(self, name: str) -> Job | None:
         """The job of this name, or None."""
         with self._asked():
-            if all(job.submission_id != name for job in self._client.list_jobs()):
-                return None
-            info = self._client.get_job_info(name)
+            info = next((job for job in self._client.list_jobs() if job.submission_id == name), None)
+        if info is None:
+            return None
         over = info.status.is_terminal()
         return Job(info.entrypoint, str(info.status), over, info.driver_exit_code if over else None, info.message or "")
 
@@ -90,12 +93,23 @@ class JobServer:
                 asyncio.run(pass_on())
             except (RuntimeError, aiohttp.ClientError):  # the next look says whether the server is still there
                 time.sleep(_PAUSE)
-            job = self.find(name)
+            job = self._found(name)
             if job is None:
                 raise EngineError(f"the job {name} is no more: it was deleted")
             if job.over:
                 return job
             time.sleep(_PAUSE)
+
+    def _found(self, name: str) -> Job | None:
+        """`find`, by a server that may be busy or out of reach for a while."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return self.find(name)
+            except EngineError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_PAUSE)
 
     @contextmanager
     def _asked(self) -> Iterator[None]:

@@ -58,7 +58,9 @@ def free_port() -> int:
 @contextmanager
 def node(arguments: list[str], environment: dict[str, str], until: str) -> Iterator[None]:
     """A node of its own session, of which nothing is left."""
-    started = [*RAY, "--object-store-memory=100000000", *arguments]
+    # the agent starts jobs; at its default port that of another Ray of this machine may listen
+    agent = f"--dashboard-agent-listen-port={free_port()}"
+    started = [*RAY, "--object-store-memory=100000000", agent, *arguments]
     process = subprocess.Popen(
         started, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -123,6 +125,8 @@ def test_a_failed_job_ends_with_its_exit_code_and_may_run_again(submit: Submit, 
     first = submit(*arguments)
     assert first.returncode == 2
     assert "raydkm: " in first.stdout
+    other = submit(*arguments, "--top", 3)
+    assert "of another command" in other.stderr
     assert "running it again" in submit(*arguments).stderr
 
 
@@ -163,6 +167,7 @@ def test_who_has_no_token_is_refused_in_one_sentence(submit: Submit, data: Path,
 
 
 def test_wrong_options_are_refused_before_a_job_is_made(submit: Submit, data: Path, tmp_path: Path) -> None:
+    assert "objective" in submit("fit", data, "--objective", "kmens", "--out", tmp_path / "m").stderr
     assert "--clusterz" in submit("fit", data, "--clusterz", 3, "--out", tmp_path / "m").stderr
     assert "http://127.0.0.1:8265" in submit("fit", data, "--out", tmp_path / "m", "--address", "ray://x").stderr
     assert submit("fit", data, "--out", tmp_path / "m", "--name", "a/b").returncode == 2

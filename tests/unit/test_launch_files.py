@@ -13,8 +13,10 @@ import pytest
 import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.serve.schema import ServeDeploySchema
 
 from raydkm.cli import app
+from raydkm.serve.settings import ServeConfig
 
 ROOT = Path(__file__).parents[2]
 CLUSTERS = ("cluster.yaml", "deploy/onprem.yaml")
@@ -62,14 +64,41 @@ def test_clusters_have_tokens_and_their_dashboard_on_loopback(name: str) -> None
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
-    assert any(place.endswith(".ray/auth_token") for place in config["file_mounts"])
+    assert "~/.ray/auth_token" in config["file_mounts"]
+    # the first of what runs after the files are copied
+    assert prepare_config(config)["head_setup_commands"][0] == "chmod 700 ~/.ray && chmod 600 ~/.ray/auth_token"
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_nodes_install_into_a_virtual_environment_that_ray_is_started_from(name: str) -> None:
+    config = prepare_config(read(name))
+    installs = [command for command in config["head_setup_commands"] if "pip install" in command]
+    assert installs
+    for command in installs:
+        assert "~/raydkm-venv/bin/pip install -c ~/raydkm/constraints.txt" in command
+    for command in config["head_start_ray_commands"] + config["worker_start_ray_commands"]:
+        assert "PATH=~/raydkm-venv/bin:$PATH " in command
+        assert "ray start" not in command or command.startswith("ulimit -n 65536; ")
+
+
+def test_the_head_on_aws_can_start_nodes_of_stated_images() -> None:
+    config = prepare_config(read("cluster.yaml"))
+    assert config["head_setup_commands"][-1].endswith(" boto3")
+    for kind in config["available_node_types"].values():
+        assert kind["node_config"]["ImageId"]
+    worker = config["available_node_types"]["worker"]
+    assert f"--workers {worker['min_workers']} " in (ROOT / "cluster.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", [*CLUSTERS, *KUBERAY])
 def test_every_yaml_opens_with_the_command_that_launches_it(name: str) -> None:
     commands = launches(name)
     assert any(name in command for command in commands)
-    for command in commands:
+    for command in commands:  # what an operator makes is waited for
+        made = next((place for place in ("job/", "svc/") if place in command), None)
+        if made is not None and "wait" not in command:
+            before = commands[: commands.index(command)]
+            assert any("kubectl wait --for=create" in one and made in one for one in before)
         if command.startswith("raydkm submit"):
             check_command(command)
 
@@ -101,6 +130,7 @@ def test_pods_are_bounded_unprivileged_and_of_one_pinned_image(name: str) -> Non
     images = set()
     for pod in pods(name):
         assert pod["securityContext"]["runAsNonRoot"]
+        assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
         volumes = {volume["name"] for volume in pod["volumes"]}
         for container in pod["containers"]:
             images.add(container["image"])
@@ -108,7 +138,7 @@ def test_pods_are_bounded_unprivileged_and_of_one_pinned_image(name: str) -> Non
             assert container["resources"]["limits"] == container["resources"]["requests"]
             assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
             for variable in container.get("env", []):
-                assert "valueFrom" in variable, "no secret lies in the file"
+                assert variable["name"] == "TMPDIR" or "valueFrom" in variable, "no secret lies in the file"
     [image] = images
     assert re.fullmatch(r"raydkm:\d+\.\d+\.\d+", image)
 
@@ -117,15 +147,28 @@ def test_the_rayjob_runs_a_command_that_there_is_and_that_resumes() -> None:
     spec = read("deploy/kuberay/rayjob.yaml")["spec"]
     check_command(spec["entrypoint"])
     assert "--run-dir" in spec["entrypoint"]
-    workers = spec["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"]
-    assert f"--workers {workers} " in spec["entrypoint"]
+    [group] = spec["rayClusterSpec"]["workerGroupSpecs"]
+    assert f"--workers {group['replicas']} " in spec["entrypoint"]
+    pod = group["template"]["spec"]
+    [container] = pod["containers"]
+    assert {"name": "TMPDIR", "value": "/scratch"} in container["env"]  # rows go there that memory does not hold
+    assert {"name": "scratch", "mountPath": "/scratch"} in container["volumeMounts"]
+    [scratch] = [volume for volume in pod["volumes"] if volume["name"] == "scratch"]
+    assert scratch["ephemeral"]["volumeClaimTemplate"]["spec"]["resources"]["requests"]["storage"]
 
 
-def test_the_rayservice_serves_a_model() -> None:
-    served = yaml.safe_load(read("deploy/kuberay/rayservice.yaml")["spec"]["serveConfigV2"])
-    [application] = served["applications"]
-    assert application["import_path"] == "raydkm.serve.ray_serve:build"
-    assert application["args"]["model"].startswith("/data/")
+def test_the_rayservice_serves_a_model_from_every_worker() -> None:
+    spec = read("deploy/kuberay/rayservice.yaml")["spec"]
+    served = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    [application] = served.applications
+    assert application.import_path == "raydkm.serve.ray_serve:build"
+    arguments = dict(application.args)
+    assert arguments.pop("model").startswith("/data/")
+    config = ServeConfig(**arguments)
+    [group] = spec["rayClusterConfig"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    assert config.replicas == group["minReplicas"] == group["maxReplicas"]
+    assert config.threads == int(container["resources"]["limits"]["cpu"])  # so that no worker holds two
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -140,6 +183,7 @@ def test_the_dockerfile_is_pinned_and_runs_as_a_user() -> None:
     found = instructions(text)
     arguments = {rest.partition("=")[0] for name, rest in found if name == "ARG"}
     assert arguments == {"PYTHON", "ACCELERATOR", "TORCH_INDEX"}
+    assert all(pinned(package) for package in ("faiss-cpu", "faiss-gpu-cu12"))  # of ACCELERATOR cpu and gpu
     stages = [rest for name, rest in found if name == "FROM"]
     assert len(stages) == 2
     assert all(re.fullmatch(r"python:\$\{PYTHON\}-slim-\w+( AS \w+)?", stage) for stage in stages)
@@ -162,5 +206,6 @@ def test_a_job_opens_with_its_launch_command_and_stays_small(name: str) -> None:
     text = (ROOT / "jobs" / f"{name}.py").read_text()
     docstring = ast.get_docstring(ast.parse(text)) or ""
     assert "ray job submit" in docstring
-    assert f"jobs/{name}.py" in docstring
+    assert f"python3 jobs/{name}.py" in docstring
+    assert "--submission-id" in docstring
     assert len(text.splitlines()) <= 60

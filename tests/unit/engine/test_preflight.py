@@ -90,6 +90,16 @@ def test_what_memory_does_not_hold_besides_rows_is_refused(
         raydkm.fit(data, column="x", threads=1, cache="stream", **options)
 
 
+def test_what_memory_does_not_hold_beside_the_rows_in_it_is_refused(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "available_memory", lambda: 10_000_000)  # rows of 9,600,000 bytes, and labels
+    options: dict[str, Any] = {"column": "x", "objective": "kmeans", "clusters": 2, "threads": 1, "max_steps": 1}
+    with pytest.raises(EngineError, match=r"the sums of 2 clusters take .* GiB beside .* GiB of rows"):
+        raydkm.fit(data, memory_budget=0.01, **options)
+    raydkm.fit(data, memory_budget=0.001, **options)
+
+
 def test_other_parameters_under_a_run_are_refused_before_reading(data: Path, tmp_path: Path) -> None:
     run = {"column": "x", "run_dir": str(tmp_path / "run"), "tol": 0, "max_steps": 2}
     raydkm.fit(data, clusters=1, **run)

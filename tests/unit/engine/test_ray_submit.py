@@ -22,6 +22,7 @@ class Client:
     def __init__(self, *lengths: int):
         self._lengths = list(lengths)
         self.gone = False
+        self.silent = 0  # looks at the jobs that it does not answer
 
     async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
         length = self._lengths.pop(0)
@@ -31,11 +32,12 @@ class Client:
             raise RuntimeError("closed")
 
     def list_jobs(self) -> list[Any]:
-        return [] if self.gone else [SimpleNamespace(submission_id="m1")]
-
-    def get_job_info(self, name: str) -> Any:
+        if self.silent:
+            self.silent -= 1
+            raise ConnectionError("no answer")
         status = JobStatus.RUNNING if self._lengths else JobStatus.SUCCEEDED
-        return SimpleNamespace(entrypoint="fit", status=status, driver_exit_code=0, message=None)
+        facts: dict[str, Any] = {"entrypoint": "fit", "status": status, "driver_exit_code": 0, "message": None}
+        return [] if self.gone else [SimpleNamespace(submission_id="m1", **facts)]
 
 
 @pytest.fixture
@@ -55,6 +57,17 @@ def test_each_character_of_a_log_is_passed_on_once(server: Any, lengths: tuple[i
     assert "".join(written) == LOG
     assert job.succeeded
     assert job.exit_code == 0
+
+
+def test_a_server_that_does_not_answer_for_a_while_is_asked_again(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(len(LOG))
+    client.silent = 5
+    assert server(client).follow("m1", lambda _: None).succeeded
+    client.silent = 5
+    monkeypatch.setattr(ray_submit, "_PATIENCE", 0)
+    client._lengths = [0]
+    with pytest.raises(EngineError, match="no answer"):
+        server(client).follow("m1", lambda _: None)
 
 
 def test_a_job_that_is_deleted_meanwhile_is_an_error(server: Any) -> None:
