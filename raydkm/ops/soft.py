@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raydkm.ops.kernels import LEAST_LOGIT, normalise, shift_rows
+from raydkm.ops.kernels import soften
 from raydkm.ops.scores import Scores
 from raydkm.ops.workspace import Workspace
 
@@ -63,8 +63,5 @@ class SoftAssignment:
             q = posterior.exp_logits.mul_((weight / posterior.normaliser).to(z.dtype)[:, None])
             counts += q.sum(0)
             return q, float(torch.dot(weight, posterior.entropy.double()))
-        shape = (len(z), len(counts))
-        logits = torch.addmm(self._logits.bias, z, self._logits.prototypes.T, out=self._buffer("logits", shape, z))
-        shift_rows(logits.numpy(), LEAST_LOGIT)
-        q = torch.exp(logits, out=self._buffer("targets", shape, z))
-        return q, normalise(q.numpy(), logits.numpy(), weight.numpy(), counts.numpy())
+        q = torch.mm(z, self._logits.prototypes.T, out=self._buffer("targets", (len(z), len(counts)), z))
+        return q, soften(q.numpy(), self._logits.bias.numpy(), weight.numpy(), counts.numpy())

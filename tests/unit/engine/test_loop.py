@@ -27,7 +27,7 @@ def fitted(x: np.ndarray, weight: np.ndarray | None, threads: int, repeats: bool
     [
         {},
         {"balance": 0.5},
-        {"balance": 1.0, "max_share": 0.02},
+        {"max_share": 0.02},
         {"empty": "farthest"},
         {"empty": "keep"},
         {"metric": "cosine"},
