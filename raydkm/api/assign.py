@@ -19,7 +19,7 @@ from raydkm.engine.manifest import Range, check_place
 from raydkm.engine.passes import thread_pool
 from raydkm.engine.progress import RowsProgress
 from raydkm.engine.where import on_ray, threads_of
-from raydkm.errors import ConfigError, InputError, OutputError, UnreadableError
+from raydkm.errors import ConfigError, InputError, OutputError
 from raydkm.model import Model, load
 
 logger = logging.getLogger("raydkm")
@@ -102,11 +102,9 @@ def assign(
         try:
             for each in (_on_ray if distributed else _here)(task, run, missing):
                 progress(each.stop - each.start)
-        except UnreadableError:
-            raise
-        except InputError:  # of these files there will be no assignment
-            manifest.discard()
-            raise
+        except InputError as error:
+            told = "what is done stays: started again, this goes on; after a change of the input, pass overwrite"
+            raise type(error)(f"{error} ({told}, --overwrite)") from None
         manifest.finish(model.clusters, run.nearest, task.metadata())
     summary, counts = manifest.result()
     choice = summary["index"]

@@ -326,6 +326,8 @@ def _arrays(result: Assignment, top: int | None) -> list[pa.Array]:
 
 def _partitioned(table: pa.Table, name: str) -> Iterator[tuple[str, pa.Table]]:
     """For each cluster its rows, in their order, without the column `cluster`, which is in the directory's name."""
+    if not len(table):
+        return
     clusters = table["cluster"].to_numpy()
     order = np.argsort(clusters, kind="stable")
     numbers, starts = np.unique(clusters[order], return_index=True)
