@@ -86,8 +86,8 @@ def test_the_manifest_lists_the_outputs_and_the_summary_is_that_of_the_rows(data
         own = clusters == number
         assert row["mean_entropy"] == pytest.approx(rows["entropy"].to_numpy()[own].mean(), rel=1e-5)
         for quantile in QUANTILES:
-            exact = np.quantile(distance[own], quantile, method="inverted_cdf")
-            assert row[f"distance_q{round(100 * quantile):02d}"] == pytest.approx(exact, rel=QUANTILE_ERROR)
+            exact = np.quantile(distance[own], quantile / 100, method="inverted_cdf")
+            assert row[f"distance_q{quantile:02d}"] == pytest.approx(exact, rel=QUANTILE_ERROR)
     summary = json.loads((whole / "_summary.json").read_text())
     assert (summary["rows"], summary["largest"]) == (ROWS, np.bincount(clusters).max())
     exact = np.quantile(distance, 0.5, method="inverted_cdf")
@@ -195,9 +195,9 @@ def test_who_outlives_its_run_writes_no_more(data, model, whole: Path, tmp_path:
     from raydkm.data.output import Output
 
     first, second = Output(str(tmp_path / "out")), Output(str(tmp_path / "out"))
-    first.begin(".raydkm")
+    first.begin()
     first.commit("a", b"first")
-    second.begin(".raydkm")
+    second.begin()
     with pytest.raises(OutputError, match="another run has taken it over"):
         first.commit("a", b"late")
     second.end()
