@@ -343,14 +343,6 @@ def test_the_job_is_also_the_scores_and_the_versions(data, tmp_path: Path, monke
         raydkm.assign(model, data, **options)
 
 
-def test_the_rank_of_a_quantile_is_a_whole_number() -> None:
-    """0.05 * 140 is above 7 in floating point."""
-    distance = (1.1 ** np.arange(140)).astype(np.float32)
-    zeros = np.zeros(140, dtype=np.int32)
-    table = pa.table({"cluster": zeros, "distance": distance, "entropy": zeros.astype(np.float32)})
-    assert Tally.of(table).by_cluster(1)["distance_q05"][0].as_py() == pytest.approx(distance[6], rel=QUANTILE_ERROR)
-
-
 def test_tallies_of_parts_are_added_alike_however_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     parts = [
