@@ -67,6 +67,12 @@ def test_assign_has_an_option_for_every_parameter_of_a_run() -> None:
     assert options_of("assign") == declared | own
 
 
+def test_the_help_of_assign_tells_of_no_other_command(run) -> None:
+    _, text, _ = run("assign", "--help")
+    assert "Ray Train" not in text
+    assert "ray.data" not in text
+
+
 def test_plan_has_an_option_for_every_parameter() -> None:
     declared = {f"--{name.replace('_', '-')}" for name in PlanConfig.model_fields}
     assert options_of("plan") == declared | {"--calibrate", "--json"}
