@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from raydkm.errors import OutputError
@@ -72,7 +73,7 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
 
 def make_directory(path: Path) -> None:
     """Make a directory, and those above it, where they are not there; on disk when this returns."""
-    new = [each for each in (path, *path.parents) if not each.exists()]
+    new = list(takewhile(lambda each: not each.exists(), (path, *path.parents)))
     path.mkdir(parents=True, exist_ok=True)
     for each in new:
         flush(each.parent)

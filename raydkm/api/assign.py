@@ -172,7 +172,7 @@ def _check_outside(output: Output, given: Iterable[str]) -> None:
 
 
 def _searches(pattern: list[str], place: list[str]) -> bool:
-    """Whether a directory or glob finds what will be in a place; one that is above all finds has been refused."""
+    """Whether a directory or glob would find files in a place that holds none yet; both in parts of their paths."""
     matched = False
     for part, there in zip([*pattern, "**"], place, strict=False):
         if part == "**":

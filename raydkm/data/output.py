@@ -186,16 +186,17 @@ class Output:
         ------
         OutputError
         """
-        if self.local is None:
-            files, path = locate(inside(self.name, _OWNER))
-            if files.get_file_info(path).type != fs.FileType.NotFound:
-                files.delete_file(path)
-            return
-        for left in self.local.glob(f"{_ATTEMPT}*"):
-            gone = self.local / f"{_ATTEMPT}{uuid.uuid4().hex}"
-            with suppress(FileNotFoundError):  # another run has removed it
-                left.rename(gone)  # who was writing there can add nothing more
-                _remove(gone)
+        with self._writing():
+            if self.local is None:
+                files, path = locate(inside(self.name, _OWNER))
+                if files.get_file_info(path).type != fs.FileType.NotFound:
+                    files.delete_file(path)
+                return
+            for left in self.local.glob(f"{_ATTEMPT}*"):
+                gone = self.local / f"{_ATTEMPT}{uuid.uuid4().hex}"
+                with suppress(FileNotFoundError):  # another run has removed it
+                    left.rename(gone)  # who was writing there can add nothing more
+                    _remove(gone)
 
     def _workplace(self, root: Path) -> Path:
         return root / f"{_ATTEMPT}{self.attempt}"
