@@ -172,8 +172,13 @@ def _done(out: Path) -> int:
 
 
 def _actors() -> list[int]:
-    found = subprocess.run(["pgrep", "-f", r"^ray::MapWorker"], capture_output=True, text=True, check=False)
-    return [int(pid) for pid in found.stdout.split()]
+    """Of the nodes that this process has started: others of the machine are not ours to kill."""
+    raylets = _pgrep("-x", "raylet", "-P", str(os.getpid()))
+    return [int(pid) for pid in _pgrep("-f", "^ray::MapWorker", "-P", ",".join(raylets))]
+
+
+def _pgrep(*arguments: str) -> list[str]:
+    return subprocess.run(["pgrep", *arguments], capture_output=True, text=True, check=False).stdout.split()
 
 
 def _names(out: Path) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from raydkm.errors import OutputError
@@ -30,13 +31,6 @@ def check_free(out: str | os.PathLike, *, overwrite: bool) -> Path:
     return path
 
 
-def check_apart(out: str | os.PathLike, inputs: Iterable[str]) -> None:
-    """Refuse an output directory that holds an input: overwriting it would delete the input."""
-    for path in inputs:
-        if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
-            raise OutputError(f"{out} holds the input {path}; choose another place for the output")
-
-
 @contextmanager
 def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty directory beside `out` which takes its place when the block ends well.
@@ -48,7 +42,7 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
     staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     new_parents = [parent for parent in staging.parents if not parent.exists()]
     try:
-        staging.mkdir(parents=True)
+        make_directory(staging)
     except OSError as error:
         raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from None
     try:
@@ -56,7 +50,7 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
         yield staging
         for file in staging.rglob("*"):
             if file.is_file():
-                _flush(file)
+                flush(file)
         if path.exists():
             check_free(path, overwrite=overwrite)
             replaced = staging.with_suffix(".replaced")
@@ -69,7 +63,7 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
             shutil.rmtree(replaced, ignore_errors=True)
         else:
             staging.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         for parent in new_parents:
@@ -77,7 +71,16 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def _flush(path: Path) -> None:
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it, where they are not there; on disk when this returns."""
+    new = list(takewhile(lambda each: not each.exists(), (path, *path.parents)))
+    path.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        flush(each.parent)
+
+
+def flush(path: Path) -> None:
+    """Have the disk hold a file, or the names in a directory, when this returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

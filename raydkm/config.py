@@ -269,13 +269,13 @@ class RunConfig(_Frozen):
 
     engine: Literal["auto", "local", "ray"] = Field(
         "auto",
-        description="local: in this process; ray: on a Ray cluster; auto: ray for a ray.data.Dataset, with "
-        "--workers, or where a cluster is connected (RAY_ADDRESS), else local.",
+        description="local: in this process; ray: on a Ray cluster; auto: ray with --workers, where a "
+        "cluster is connected (RAY_ADDRESS) or the data is of Ray Data, else local.",
     )
     workers: int | tuple[int, int] | None = Field(
         None,
-        description="Ray Train workers, or MIN:MAX of them, as many as the cluster has room for at the time (default: "
-        "one a GPU, else one a node).",
+        description="Workers on Ray, or MIN:MAX of them, as many as the cluster has room for at the time (default: one "
+        "a node; of a fit on GPUs, one a GPU).",
     )
     threads: int | None = Field(None, ge=1, description="Threads of each worker (default: its CPUs).")
 

@@ -8,24 +8,28 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from fnmatch import fnmatch
 from typing import Any
 
 from raydkm.config import AssignConfig, build
 from raydkm.data.output import Output
 from raydkm.data.parquet import ParquetTable
-from raydkm.data.storage import identity
+from raydkm.data.storage import check_apart, identity
 from raydkm.engine.assign import AssignTask, assign_range, assigner_of, first_rows
 from raydkm.engine.manifest import Range, check_place
 from raydkm.engine.passes import thread_pool
 from raydkm.engine.progress import RowsProgress
 from raydkm.engine.where import on_ray, threads_of
-from raydkm.errors import ConfigError, InputError, OutputError, UnreadableError
+from raydkm.errors import ConfigError, InputError, OutputError
 from raydkm.model import Model, load
 
 logger = logging.getLogger("raydkm")
 
 #: Ranges at a time in this process: one is written while the next one's rows are assigned.
 _AT_A_TIME = 2
+
+#: Output files, of all partitions, above which a run warns.
+MANY_FILES = 1_000_000
 
 
 def assign(
@@ -75,9 +79,9 @@ def assign(
     run = build(AssignConfig, options)
     place = os.fspath(out)
     output = Output(place if "://" in place else os.path.abspath(place))
-    check_place(output, overwrite=overwrite)
+    there = check_place(output, overwrite=overwrite)
     if not isinstance(model, Model):
-        _check_apart(output, [os.fspath(model)])
+        check_apart(output.name, [os.fspath(model)])
     model = (model if isinstance(model, Model) else load(model)).read_as(reading)
     if top is not None and not 1 <= top <= model.clusters:
         raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
@@ -87,28 +91,23 @@ def assign(
     given = [os.fspath(item) for item in ([data] if isinstance(data, str | os.PathLike) else data)]
     _check_outside(output, given)
     table = ParquetTable.open(given, column or model.config.column, unit=unit, dim=model.dim)
-    _check_apart(output, table.files)
+    check_apart(output.name, table.files)
     sample = first_rows(table) if model.hard and run.index != "flat" else None
-    own = {name: getattr(run, name) for name in ("range_rows", "partition_by", "nearest", "index", "recall")}
-    task = AssignTask(model, table, tuple(dict.fromkeys(keep)), top, output, **own, sample=sample)
+    task = AssignTask(model, table, tuple(dict.fromkeys(keep)), top, output, run, sample)
+    _check_number_of_files(task)
     manifest, distributed = task.manifest(), on_ray(run)
-    resumed = len(task.ranges)
-    if not manifest.begin(overwrite=overwrite):
-        missing = manifest.missing()
-        resumed -= len(missing)
-        if resumed:
-            logger.info("going on: %d of %d ranges are there", resumed, len(task.ranges))
-        progress = RowsProgress(sum(each.stop - each.start for each in missing))
-        try:
-            for each in (_on_ray if distributed else _here)(task, run, missing):
-                progress(each.stop - each.start)
-        except UnreadableError:
-            raise
-        except InputError:  # of these files there will be no assignment
-            manifest.discard()
-            raise
-        manifest.finish(model.clusters, run.nearest, task.metadata())
-    summary, counts = manifest.result()
+    missing = manifest.begin(there, overwrite=overwrite)
+    resumed = len(task.ranges) - len(missing)
+    if missing and resumed:
+        logger.info("going on: %d of %d ranges are there", resumed, len(task.ranges))
+    progress = RowsProgress(sum(each.stop - each.start for each in missing))
+    try:
+        for each in (_on_ray if distributed else _here)(task, missing) if missing else ():
+            progress(each.stop - each.start)
+    except InputError as error:
+        told = "what is done stays: started again, this goes on; after a change of the input, pass overwrite"
+        raise type(error)(f"{error} ({told}, --overwrite)") from None
+    summary, counts = manifest.finish(model.clusters, run.nearest, task.metadata)
     choice = summary["index"]
     missed = run.index not in ("auto", choice["index"])
     logger.log(
@@ -122,9 +121,9 @@ def assign(
     return {**summary, "counts": counts, "resumed": resumed, "seconds": seconds, "out": str(out)}
 
 
-def _here(task: AssignTask, run: AssignConfig, missing: list[Range]) -> Iterator[Range]:
+def _here(task: AssignTask, missing: list[Range]) -> Iterator[Range]:
     """Do ranges in this process; yield each that is done."""
-    threads = threads_of(run)
+    threads = threads_of(task.config)
     assigner = assigner_of(task)
     with thread_pool(threads) as pool, ThreadPoolExecutor(_AT_A_TIME) as ranges:
         begun: deque[tuple[Range, Future[None]]] = deque()
@@ -145,21 +144,41 @@ def _here(task: AssignTask, run: AssignConfig, missing: list[Range]) -> Iterator
                 future.cancel()
 
 
-def _on_ray(task: AssignTask, run: AssignConfig, missing: list[Range]) -> Iterator[Range]:
+def _on_ray(task: AssignTask, missing: list[Range]) -> Iterator[Range]:
     from raydkm.engine.ray_assign import assign_on_ray
 
-    return assign_on_ray(task, run, missing)
+    return assign_on_ray(task, missing)
 
 
-def _check_apart(output: Output, inputs: Iterable[str]) -> None:
-    """Refuse an output that is or holds an input: overwriting it would delete the input."""
-    for name in inputs:
-        if f"{identity(name)}/".startswith(f"{identity(output.name)}/"):
-            raise OutputError(f"{output.name} holds the input {name}; choose another place for the output")
+def _check_number_of_files(task: AssignTask) -> None:
+    if task.config.partition_by is None:
+        return
+    most = sum(min(task.model.clusters, each.stop - each.start) for each in task.ranges)
+    if most > MANY_FILES:
+        logger.warning(
+            "up to %s output files: %d clusters in each of %d ranges; a larger --range-rows makes fewer",
+            f"{most:,}",
+            task.model.clusters,
+            len(task.ranges),
+        )
 
 
 def _check_outside(output: Output, given: Iterable[str]) -> None:
-    """Refuse an output in a directory that is searched for inputs: when started again it would find itself."""
+    """Refuse an output in a place that is searched for inputs: when started again it would find itself."""
+    place = identity(output.name).split("/")
     for name in given:
-        if identity(output.name).startswith(f"{identity(name).rstrip('/')}/"):
+        if _searches(identity(name).rstrip("/").split("/"), place):
             raise OutputError(f"{output.name} lies in the input {name}; choose another place for the output")
+
+
+def _searches(pattern: list[str], place: list[str]) -> bool:
+    """Whether a directory or glob would find files in a place that holds none yet; both in parts of their paths."""
+    matched = False
+    for part, there in zip([*pattern, "**"], place, strict=False):
+        if part == "**":
+            return True
+        if part != there:
+            if not fnmatch(there, part):
+                return False
+            matched = True
+    return matched

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from raydkm.api.finished import finished_before
 from raydkm.api.given import files_named, read_given
-from raydkm.atomic import check_apart, check_free
+from raydkm.atomic import check_free
 from raydkm.config import FitConfig, FitRunConfig, configure
 from raydkm.data.columns import Columns
-from raydkm.data.files import find_files, local_paths
+from raydkm.data.files import find_files
 from raydkm.data.parquet import ParquetTable
 from raydkm.data.source import RowSource, as_tensor
+from raydkm.data.storage import check_apart
 from raydkm.data.tiers import Tiers
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Solo
@@ -95,7 +96,7 @@ def fit(
             if before is not None:
                 return before
         check_free(out, overwrite=overwrite)
-        check_apart(out, [*local_paths(find_files(data) if names_files(data) else []), *named])
+        check_apart(out, [*(find_files(data) if names_files(data) else []), *named])
     model, _ = fit_model(data, config, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
     if out is not None:
         model.save(out, overwrite=overwrite)

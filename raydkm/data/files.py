@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from pyarrow import fs
 
-from raydkm.data.storage import identity, is_local, locate, named, plain, retried
+from raydkm.data.storage import identity, locate, named, plain, retried
 from raydkm.errors import InputError
 
 #: Tell that a directory is an assignment's, and that it is whole.
@@ -35,11 +35,6 @@ def find_files(data: str | os.PathLike | Iterable[str | os.PathLike]) -> list[st
     if not real:
         raise InputError("no input: name Parquet files, directories or globs")
     return [name for _, name in real]
-
-
-def local_paths(names: Iterable[str]) -> list[str]:
-    """The paths of those files that are local."""
-    return [plain(name) for name in names if is_local(name)]
 
 
 def relative_names(names: Iterable[str]) -> list[str]:

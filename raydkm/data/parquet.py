@@ -197,6 +197,14 @@ class ParquetTable:
         """The schema of one of the files."""
         return self._schemas[name]
 
+    def stamp(self, name: str) -> Stamp:
+        """The stamp of one of the files."""
+        return self._stamps[name]
+
+    @cached_property
+    def _stamps(self) -> dict[str, Stamp]:
+        return dict(zip(self.files, self.stamps, strict=True))
+
     @cached_property
     def _schemas(self) -> dict[str, pa.Schema]:
         return dict(zip(self.files, self.schemas, strict=True))

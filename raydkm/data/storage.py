@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from pyarrow import fs
 
-from raydkm.errors import InputError, UnreadableError
+from raydkm.errors import InputError, OutputError, UnreadableError
 
 T = TypeVar("T")
 
 logger = logging.getLogger("raydkm")
 
-#: Reads of one piece of a file before it is given up, and the seconds before the second of them (then four times that).
+#: Reads of one piece of a file, or writes of a whole one, before it is given up, and the seconds before the second of
+#: them (then four times that).
 ATTEMPTS = 4
 FIRST_WAIT_S = 0.1
 
@@ -86,28 +87,38 @@ def plain(name: str) -> str:
     return f"/{locate(name)[1].lstrip('/')}"
 
 
+def check_apart(out: str | os.PathLike, inputs: Iterable[str]) -> None:
+    """Refuse an output that is or holds an input: overwriting it would delete the input."""
+    for name in inputs:
+        if f"{identity(name)}/".startswith(f"{identity(os.fspath(out)).rstrip('/')}/"):
+            raise OutputError(f"{out} holds the input {name}; choose another place for the output")
+
+
 def passing(error: OSError) -> bool:
     """Whether a failed read may go well when tried again."""
     return not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
 
 
-def wait_to_retry(name: str, failures: int, error: OSError) -> None:
-    """Sleep before the next attempt, or raise `InputError` if it would fail again, `UnreadableError` after enough."""
+def wait_to_retry(name: str, failures: int, error: OSError, *, done: str = "read") -> None:
+    """Sleep before the next attempt, or raise `InputError` if it would fail again, `UnreadableError` after enough.
+
+    `done` says what could not be done.
+    """
     told = str(error).splitlines()[0] if str(error) else type(error).__name__
     if not passing(error):
         raise InputError(f"{name}: {told}") from None
     if failures >= ATTEMPTS:
-        raise UnreadableError(f"{name}: cannot be read, after {failures} attempts ({told})") from None
-    logger.warning("%s: a read failed (%s); trying again", name, told)
+        raise UnreadableError(f"{name}: cannot be {done}, after {failures} attempts ({told})") from None
+    logger.warning("%s: cannot be %s now (%s); trying again", name, done, told)
     time.sleep(FIRST_WAIT_S * 4 ** (failures - 1))
 
 
-def retried(name: str, read: Callable[[], T]) -> T:
-    """The value of ``read()``, which is called up to `ATTEMPTS` times while it raises `OSError`."""
+def retried(name: str, access: Callable[[], T], *, done: str = "read") -> T:
+    """The value of ``access()``, which is called up to `ATTEMPTS` times while it raises `OSError`."""
     failures = 0
     while True:
         try:
-            return read()
+            return access()
         except OSError as error:
             failures += 1
-            wait_to_retry(name, failures, error)
+            wait_to_retry(name, failures, error, done=done)

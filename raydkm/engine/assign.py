@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raydkm.config import AssignConfig, RunConfig
 from raydkm.data.columns import Columns
 from raydkm.data.files import relative_names
 from raydkm.data.output import Output
@@ -28,7 +30,7 @@ from raydkm.engine.tally import Tally, closest
 from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
 from raydkm.ops.batch import BATCH_ROWS, SOFT_TILE, Batch
-from raydkm.ops.nearest import SAMPLE_ROWS, Choice, NearestPrototypes
+from raydkm.ops.nearest import SAMPLE_ROWS, Choice, NearestPrototypes, faiss_version
 from raydkm.ops.soft import SoftAssignment
 
 #: Rows of an output row group.
@@ -135,8 +137,7 @@ class AssignTask:
     top : int or None
         Also write the lists of the `top` best clusters and their posteriors.
     output : Output
-    range_rows, partition_by, nearest, index, recall
-        As in `raydkm.config.AssignConfig`.
+    config : AssignConfig
     sample : ndarray (n, d), optional
         As in `Assigner`.
     """
@@ -146,16 +147,13 @@ class AssignTask:
     keep: tuple[str, ...]
     top: int | None
     output: Output
-    range_rows: int = 262_144
-    partition_by: str | None = None
-    nearest: int | None = None
-    index: str = "auto"
-    recall: float = 0.999
+    config: AssignConfig
     sample: NDArray | None = None
 
     def __post_init__(self) -> None:
-        written = {"cluster", "distance", "posterior", "entropy", "top_clusters", "top_posteriors"}
-        of_nearest = {"file", "row"} if self.nearest is not None else set()
+        nearest = self.config.nearest is not None
+        written = {field.name for field in _fields(1)}
+        of_nearest = {"file", "row"} if nearest else set()
         for name in self.keep:
             if name in written | of_nearest:
                 raise InputError(f"keep '{name}': the output has a column of that name")
@@ -163,7 +161,7 @@ class AssignTask:
                 if name not in schema.names:
                     raise InputError(f"{path}: no column '{name}' to keep; there are: {', '.join(schema.names)}")
                 kind, first = schema.field(name).type, self.table.schemas[0].field(name).type
-                if self.nearest is not None and kind != first:
+                if nearest and kind != first:
                     raise InputError(f"{path}: column '{name}' is {kind}, elsewhere {first}: nearest cannot keep it")
         if len({each.output for each in self.ranges}) < len(self.ranges):
             raise InputError("two inputs differ in the ending .parquet alone, their outputs would have one name")
@@ -173,7 +171,7 @@ class AssignTask:
         """What is assigned as a whole, in the order of the rows; it follows from the files and `range_rows`."""
         found: list[Range] = []
         for source, file, groups in zip(self.table.files, self._files, self.table.groups, strict=True):
-            for number, (start, stop) in enumerate(cut(groups, self.range_rows)):
+            for number, (start, stop) in enumerate(cut(groups, self.config.range_rows)):
                 output = f"{file.removesuffix('.parquet')}-{number:05d}.parquet"
                 found.append(Range(len(found), source, file, start, stop, output))
         return tuple(found)
@@ -184,7 +182,7 @@ class AssignTask:
 
     @cached_property
     def job(self) -> dict[str, Any]:
-        """All that determines the output's bytes, as JSON values."""
+        """All that determines the output's bytes, as JSON values; but for the kind of processor."""
         stops: dict[str, list[int]] = {}
         for each in self.ranges:
             stops.setdefault(each.file, []).append(each.stop)
@@ -193,15 +191,13 @@ class AssignTask:
             "objective": self.model.config.objective,
             "metric": self.model.config.metric,
             "temperature": self.model.temperature,
-            "reading": self.model.reading,
+            "reading": self.model.reading or ("q" if self.model.weights is None else "p"),
+            "scores": self.model.scores().digest(),
             "column": self.table.columns.label,
             "keep": list(self.keep),
             "top": self.top,
-            "index": self.index,
-            "recall": self.recall,
-            "range_rows": self.range_rows,
-            "partition_by": self.partition_by,
-            "nearest": self.nearest,
+            **self.config.model_dump(exclude=set(RunConfig.model_fields)),
+            "versions": {"faiss": faiss_version(), **{name: version(name) for name in ("raydkm", "torch", "pyarrow")}},
             "files": [
                 {"file": file, "bytes": size, "modified_ns": modified, "stops": stops[file]}
                 for file, (size, modified) in zip(self._files, self.table.stamps, strict=True)
@@ -215,6 +211,7 @@ class AssignTask:
     def manifest(self) -> Manifest:
         return Manifest(self.output, self.job, self.ranges)
 
+    @cached_property
     def metadata(self) -> dict[str, str]:
         """Of every Parquet file that is written."""
         return {"raydkm.model": self.model.checksum(), "raydkm.objective": self.model.config.objective}
@@ -222,7 +219,9 @@ class AssignTask:
 
 def assigner_of(task: AssignTask) -> Assigner:
     """The assigner of a run, which is the same wherever it is made; each of its searches takes one thread."""
-    return Assigner(task.model, threads=1, top=task.top or 1, index=task.index, recall=task.recall, sample=task.sample)
+    return Assigner(
+        task.model, threads=1, top=task.top or 1, index=task.config.index, recall=task.config.recall, sample=task.sample
+    )
 
 
 def first_rows(table: ParquetTable) -> NDArray:
@@ -241,15 +240,17 @@ def assign_range(assigner: Assigner, task: AssignTask, each: Range, pool: Thread
     """
     table = _assigned(assigner, task, each, pool, threads)
     written = []
-    for name, part in _partitioned(table, each.output) if task.partition_by else [(each.output, table)]:
+    task.output.check_owned()
+    for name, part in _partitioned(table, each.output) if task.config.partition_by else [(each.output, table)]:
         content = parquet(part, row_group_size=ROW_GROUP_ROWS)
         task.output.commit(name, content)
         written.append(Written(name, len(part), content.size, hashlib.sha256(content).hexdigest()))
-    if task.nearest is not None:
+    if task.config.nearest is not None:
         own = table.select(["cluster", "distance", *task.keep])
         own = own.add_column(2, pa.field("row", pa.int64(), False), pa.array(np.arange(each.start, each.stop)))
         own = own.add_column(2, pa.field("file", pa.string(), False), pa.repeat(each.file, len(own)))
-        task.output.commit(each.nearest, parquet(closest(own, task.nearest)))
+        task.output.commit(each.nearest, parquet(closest(own, task.config.nearest)))
+    task.output.check_owned()
     record = Record(task.digest, each.number, tuple(written), asdict(assigner.choice), Tally.of(table))
     task.output.commit(each.record, record.content())
 
@@ -258,7 +259,7 @@ def _assigned(assigner: Assigner, task: AssignTask, each: Range, pool: ThreadPoo
     columns = Columns(task.table.columns.features)
     needed = list(dict.fromkeys([*columns.needed, *task.keep]))
     schema = _schema(task.table.schema(each.source), task, assigner)
-    stamp = task.table.stamps[task.table.files.index(each.source)]
+    stamp = task.table.stamp(each.source)
 
     def batches() -> Generator[pa.RecordBatch, None, None]:
         yield from _canonical(scan_file(each.source, needed, each.start, each.stop, stamp=stamp))
@@ -326,6 +327,8 @@ def _arrays(result: Assignment, top: int | None) -> list[pa.Array]:
 
 def _partitioned(table: pa.Table, name: str) -> Iterator[tuple[str, pa.Table]]:
     """For each cluster its rows, in their order, without the column `cluster`, which is in the directory's name."""
+    if not len(table):
+        return
     clusters = table["cluster"].to_numpy()
     order = np.argsort(clusters, kind="stable")
     numbers, starts = np.unique(clusters[order], return_index=True)
@@ -335,19 +338,24 @@ def _partitioned(table: pa.Table, name: str) -> Iterator[tuple[str, pa.Table]]:
 
 
 def _schema(source: pa.Schema, task: AssignTask, assigner: Assigner) -> pa.Schema:
-    fields = [source.field(name) for name in task.keep]
-    fields += [
+    fields = [*(source.field(name) for name in task.keep), *_fields(task.top)]
+    return pa.schema(fields, metadata=task.metadata | {"raydkm.index": json.dumps(asdict(assigner.choice))})
+
+
+def _fields(top: int | None) -> list[pa.Field]:
+    """What is written besides the kept columns."""
+    fields = [
         pa.field("cluster", pa.int32(), nullable=False),
         pa.field("distance", pa.float32(), nullable=False),
         pa.field("posterior", pa.float32(), nullable=False),
         pa.field("entropy", pa.float32(), nullable=False),
     ]
-    if task.top is not None:
+    if top is not None:
         fields += [
-            pa.field("top_clusters", pa.list_(pa.int32(), task.top)),
-            pa.field("top_posteriors", pa.list_(pa.float32(), task.top)),
+            pa.field("top_clusters", pa.list_(pa.int32(), top)),
+            pa.field("top_posteriors", pa.list_(pa.float32(), top)),
         ]
-    return pa.schema(fields, metadata=task.metadata() | {"raydkm.index": json.dumps(asdict(assigner.choice))})
+    return fields
 
 
 def _check_dim(rows: NDArray, model: Model, where: str) -> None:

@@ -147,29 +147,42 @@ class Manifest:
         self._output, self._job, self._ranges = output, job, ranges
         self._digest = digest_of(job)
 
-    def begin(self, *, overwrite: bool) -> bool:
-        """Start, or go on with, the run; return whether the output is whole already.
+    def begin(self, sizes: dict[str, int], *, overwrite: bool) -> list[Range]:
+        """Start, or go on with, the run; return the ranges that are still to be done.
+
+        Parameters
+        ----------
+        sizes : dict
+            What `check_place` found.
+        overwrite : bool
+            Remove what there is.
 
         Raises
         ------
         OutputError
-            If there is something else, or the assignment of another job, whose difference is named.
+            If there is the assignment of another job, whose difference is named, or another run begins one.
         """
-        sizes = check_place(self._output, overwrite=overwrite)
         if overwrite and sizes:
-            self.discard()
-            sizes = {}
-        if MANIFEST in sizes:
-            self._check_same(json.loads(self._output.read(MANIFEST).to_pybytes()))
-        if SUCCESS in sizes:
-            self._end()
-            return True
-        self._output.begin(MARKER)
+            self._output.remove(SUCCESS, MANIFEST)
+        elif self._is_whole(sizes):
+            return []
+        self._output.begin()
+        sizes = self._output.sizes()  # another run may have begun or ended meanwhile
+        if self._is_whole(sizes):
+            return []
         if MANIFEST not in sizes:
+            self._output.check_owned()
             self._output.commit(MANIFEST, _json(self._job))
-        return False
+            self._check_same()
+        return self._missing(sizes)
 
-    def _check_same(self, found: dict[str, Any]) -> None:
+    def _is_whole(self, sizes: dict[str, int]) -> bool:
+        if MANIFEST in sizes:
+            self._check_same()
+        return SUCCESS in sizes
+
+    def _check_same(self) -> None:
+        found = json.loads(self._output.read(MANIFEST).to_pybytes())
         if found == self._job:
             return
         told = [
@@ -191,9 +204,7 @@ class Manifest:
             "choose another place or pass overwrite (--overwrite)"
         )
 
-    def missing(self) -> list[Range]:
-        """The ranges that are still to be done."""
-        sizes = self._output.sizes()
+    def _missing(self, sizes: dict[str, int]) -> list[Range]:
         begun = [each for each in self._ranges if each.record in sizes]
         with ThreadPoolExecutor(_READERS) as pool:
             done = {record.range for record in pool.map(self._record, begun) if self._holds(record, sizes)}
@@ -205,76 +216,81 @@ class Manifest:
     def _holds(self, record: Record, sizes: dict[str, int]) -> bool:
         return record.job == self._digest and all(sizes.get(file.output) == file.bytes for file in record.files)
 
-    def finish(self, clusters: int, nearest: int | None, metadata: dict[str, str]) -> None:
-        """Write the summaries of a run whose ranges are all done, and that it is whole.
+    def finish(self, clusters: int, nearest: int | None, metadata: dict[str, str]) -> tuple[dict[str, Any], list[int]]:
+        """Write the summaries of a run whose ranges are all done, and that it is whole; what is whole stays as it is.
+
+        Returns
+        -------
+        dict, list
+            The summary, and the rows of each cluster.
 
         Raises
         ------
         EngineError
-            If a range is not done.
+            If a range is not done, or another index was chosen for some; if files of a whole output are not there.
         """
-        if missing := self.missing():
-            raise EngineError(
-                f"{len(missing)} of {len(self._ranges)} ranges are not in {self._output.name}, from "
-                f"{missing[0].source} row {missing[0].start} on: do all nodes share its storage?"
-            )
-        files: list[dict[str, Any]] = []
-        index: dict[str, Any] = {}
+        sizes = self._output.sizes()
+        if not self._is_whole(sizes):
+            self._sum_up(sizes, clusters, nearest, metadata)
+            self._output.check_owned()
+            self._output.commit(SUCCESS, b"")
+        else:
+            self._check_all_there(sizes)
+        self._output.drop(RECORDS)
+        self._output.end()
+        counts = _table(self._output.read(SIZES))["rows"].to_pylist()
+        return json.loads(self._output.read(SUMMARY).to_pybytes()), counts
 
-        def tallies(records: Iterable[Record]) -> Iterator[Tally]:
+    def _sum_up(self, sizes: dict[str, int], clusters: int, nearest: int | None, metadata: dict[str, str]) -> None:
+        files: list[pa.Table] = []
+        choices: dict[str, dict[str, Any]] = {}
+
+        def tallies(records: Iterable[Record | None]) -> Iterator[Tally]:
             for each, record in zip(self._ranges, records, strict=True):
+                if record is None or not self._holds(record, sizes):
+                    raise EngineError(
+                        f"{each.source} from row {each.start} on is not in {self._output.name}: do all nodes share its "
+                        "storage?"
+                    )
+                choices.setdefault(record.index["index"], record.index)
                 place = {"range": each.number, "file": each.file, "start": each.start, "stop": each.stop}
-                files.extend({**place, **asdict(file)} for file in record.files)
-                index.update(record.index)
+                files.append(pa.Table.from_pylist([place | asdict(file) for file in record.files], _OUTPUTS_SCHEMA))
                 yield record.tally
 
+        def record_of(each: Range) -> Record | None:
+            return self._record(each) if each.record in sizes else None
+
         with ThreadPoolExecutor(_READERS) as pool:
-            total = Tally.sum(tallies(_ahead(pool, self._record, self._ranges)))
+            total = Tally.sum(tallies(_ahead(pool, record_of, self._ranges)))
+            if len(choices) > 1:
+                raise EngineError(
+                    f"{self._output.name} has ranges of indexes {' and '.join(sorted(choices))}, as the nodes compute "
+                    "differently: name one (--index) and pass overwrite (--overwrite)"
+                )
             if nearest is not None:
                 tables = _ahead(pool, lambda each: _table(self._output.read(each.nearest)), self._ranges)
                 self._output.commit(NEAREST, parquet(closest_of(tables, nearest).replace_schema_metadata(metadata)))
-        sizes = total.by_cluster(clusters)
-        rows = sizes["rows"].to_numpy()
+        by_cluster, listed = total.by_cluster(clusters), pa.concat_tables(files)
+        rows = by_cluster["rows"].to_numpy()
         summary = {
             "rows": int(rows.sum()),
             "files": len(self._job["files"]),
-            "outputs": len(files),
+            "outputs": len(listed),
             "clusters": clusters,
             "empty": int((rows == 0).sum()),
             "smallest": int(rows.min()),
             "largest": int(rows.max()),
             **total.overall(),
-            "index": index,
+            "index": next(iter(choices.values())),
         }
-        listed = pa.Table.from_pylist(files, schema=_OUTPUTS_SCHEMA)
         self._output.commit(OUTPUTS, parquet(listed.replace_schema_metadata(metadata | {"raydkm.job": self._digest})))
-        self._output.commit(SIZES, parquet(sizes.replace_schema_metadata(metadata)))
+        self._output.commit(SIZES, parquet(by_cluster.replace_schema_metadata(metadata)))
         self._output.commit(SUMMARY, _json(summary))
-        self._output.commit(SUCCESS, b"")
-        self._end()
 
-    def _end(self) -> None:
-        self._output.drop(RECORDS)
-        self._output.end()
-
-    def result(self) -> tuple[dict[str, Any], list[int]]:
-        """The summary of a whole output, and the rows of each cluster.
-
-        Raises
-        ------
-        EngineError
-            If an output file is no longer there.
-        """
-        sizes = self._output.sizes()
+    def _check_all_there(self, sizes: dict[str, int]) -> None:
         for file in _table(self._output.read(OUTPUTS)).select(["output", "bytes"]).to_pylist():
             if sizes.get(file["output"]) != file["bytes"]:
                 raise EngineError(f"{self._output.name}: {file['output']} is missing or damaged; pass overwrite")
-        counts = _table(self._output.read(SIZES))["rows"].to_pylist()
-        return json.loads(self._output.read(SUMMARY).to_pybytes()), counts
-
-    def discard(self) -> None:
-        """Remove the output."""
-        self._output.remove((SUCCESS, MANIFEST), MARKER)
 
 
 _OUTPUTS_SCHEMA = pa.schema(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,8 +17,7 @@ import ray.exceptions
 from numpy.typing import NDArray
 
 from raydkm import errors
-from raydkm.config import RunConfig
-from raydkm.engine.assign import AssignTask, assign_range, assigner_of
+from raydkm.engine.assign import Assigner, AssignTask, assign_range, assigner_of
 from raydkm.engine.manifest import Range
 from raydkm.engine.passes import thread_pool
 from raydkm.engine.ray_train import connect, cpus_each, cpus_of_nodes
@@ -23,16 +25,19 @@ from raydkm.errors import EngineError, RaydkmError
 
 logger = logging.getLogger("raydkm")
 
-#: Passes in a row in which nothing was done, after which a run gives up.
-IDLE_PASSES = 3
+#: Seconds for nodes to come, after each of the passes in a row in which nothing was done; one more, and a run gives up.
+IDLE_WAITS_S = (5.0, 20.0, 60.0, 180.0)
 
 
 class _RangeAssigner:
     def __init__(self, task: AssignTask, threads: int):
         self._task, self._threads = task, threads
-        self._assigner = assigner_of(task)
         self._kept = thread_pool(threads)
         self._pool = self._kept.__enter__()  # as long as the actor lives
+
+    @cached_property
+    def _assigner(self) -> Assigner:  # made at the first range, whose row tells the driver what is wrong with it
+        return assigner_of(self._task)
 
     def __call__(self, numbers: dict[str, NDArray]) -> dict[str, Any]:
         [number] = numbers["range"]
@@ -46,11 +51,11 @@ class _RangeAssigner:
         return {"range": np.array([number]), "kind": [kind], "refusal": [refusal]}
 
 
-def assign_on_ray(task: AssignTask, run: RunConfig, missing: list[Range]) -> Iterator[Range]:
+def assign_on_ray(task: AssignTask, missing: list[Range]) -> Iterator[Range]:
     """Do the `missing` ranges on the connected cluster; yield each that is done.
 
     An actor that dies loses the range that it was at, and Ray starts it again where there is room. What has been lost
-    is done in another pass, on the nodes that there are by then.
+    is done in another pass, on the nodes that there are by then; after one in which nothing was done, a while later.
 
     Raises
     ------
@@ -58,35 +63,38 @@ def assign_on_ray(task: AssignTask, run: RunConfig, missing: list[Range]) -> Ite
         If several passes in a row do nothing.
     """
     connect()
-    # it logs the tracebacks of lost actors; a log that is kept keeps these actors, and their CPUs, from the next pass
-    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(logging.CRITICAL)
     left, idle = {each.number: each for each in missing}, 0
-    workers = run.workers or len(cpus_of_nodes())
+    workers = task.config.workers or len(cpus_of_nodes())
     least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    cpus = cpus_each((min(least, len(left)), min(most, len(left))))
     while left:
-        before = len(left)
+        before, told = len(left), "their actors were lost" if cpus else "no node has CPUs"
         try:
-            for number in _pass(task, run, list(left), min(least, len(left)), min(most, len(left))):
-                yield left.pop(number)
+            if cpus:
+                for number in _pass(task, list(left), cpus, min(least, len(left)), min(most, len(left))):
+                    yield left.pop(number)
         except ray.exceptions.RayError as error:
-            logger.warning("%s", str(error).splitlines()[0])
-        if left:
-            idle = idle + 1 if len(left) == before else 0
-            if idle == IDLE_PASSES:
-                raise EngineError(f"{len(left)} ranges could not be assigned: the actors of {idle} passes were lost")
-            logger.warning("%d ranges were lost with their actors; doing them again", len(left))
-            least = 1  # nodes may have gone
-            gc.collect()  # Ray Data ends its actors with their last reference: they would keep their CPUs from others
+            told = str(error).splitlines()[0]
+        if not left:
+            return
+        logger.warning("%d ranges are left (%s); doing them again", len(left), told)
+        idle = idle + 1 if len(left) == before else 0
+        if idle > len(IDLE_WAITS_S):
+            raise EngineError(f"{len(left)} ranges could not be assigned: {idle} passes did none ({told})")
+        gc.collect()  # Ray Data ends its actors with their last reference: they would keep their CPUs from others
+        if idle:
+            time.sleep(IDLE_WAITS_S[idle - 1])
+        least = 1  # nodes may have gone
+        cpus = cpus_each((least, min(most, len(left)))) if any(cpus_of_nodes()) else 0
 
 
-def _pass(task: AssignTask, run: RunConfig, numbers: list[int], least: int, most: int) -> Iterator[int]:
-    cpus = cpus_each((least, most))
+def _pass(task: AssignTask, numbers: list[int], cpus: int, least: int, most: int) -> Iterator[int]:
     context = ray.data.DataContext.get_current().copy()
     context.max_errored_blocks = -1  # a range whose actor has died is done later
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(context), _silent(_EXECUTOR_LOG):
         results = ray.data.from_items([{"range": n} for n in numbers], override_num_blocks=len(numbers)).map_batches(
             _RangeAssigner,
-            fn_constructor_args=(task, run.threads or cpus),
+            fn_constructor_args=(task, task.config.threads or cpus),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
             num_cpus=cpus,
@@ -97,3 +105,17 @@ def _pass(task: AssignTask, run: RunConfig, numbers: list[int], least: int, most
             if result["refusal"]:
                 raise getattr(errors, result["kind"])(result["refusal"])
             yield int(result["range"])
+
+
+#: It logs the tracebacks of lost actors; a log that is kept keeps these actors, and their CPUs, from the next pass.
+_EXECUTOR_LOG = logging.getLogger("ray.data._internal.execution.streaming_executor_state")
+
+
+@contextmanager
+def _silent(log: logging.Logger) -> Iterator[None]:
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -19,7 +19,8 @@ _BUCKETS = 1 << (31 - _DROPPED_BITS)
 #: Largest relative error of a quantile.
 QUANTILE_ERROR = 2.0**-6
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+#: Percentages of the rows whose distances are at most a quantile.
+QUANTILES = (5, 25, 50, 75, 95)
 
 _PENDING_ROWS = 1_000_000
 
@@ -93,9 +94,9 @@ class Tally:
         ends = np.cumsum(self.rows)
         before = np.cumsum(rows) - rows
         for quantile in QUANTILES:
-            rank = before + np.maximum(np.ceil(quantile * rows).astype(np.int64), 1)
+            rank = before + np.maximum(-(-quantile * rows // 100), 1)
             at = np.minimum(np.searchsorted(ends, rank), len(ends) - 1)
-            columns[f"distance_q{round(100 * quantile):02d}"] = pa.array(_middle(self.keys[at] % _BUCKETS), mask=empty)
+            columns[f"distance_q{quantile:02d}"] = pa.array(_middle(self.keys[at] % _BUCKETS), mask=empty)
         return pa.table(columns)
 
     def overall(self) -> dict[str, float]:
@@ -129,5 +130,10 @@ def closest_of(parts: Iterable[pa.Table], count: int) -> pa.Table:
     for part in parts:
         pending.append(part)
         if len(pending) > 1 and sum(map(len, pending[1:])) > max(_PENDING_ROWS, len(pending[0])):
-            pending = [closest(pa.concat_tables(pending), count)]
-    return closest(pa.concat_tables(pending), count).combine_chunks()
+            pending = [closest(_together(pending), count)]
+    return closest(_together(pending), count).combine_chunks()
+
+
+def _together(parts: list[pa.Table]) -> pa.Table:
+    """One table, where a column is nullable if it is in any part."""
+    return pa.concat_tables(parts, promote_options="default")

@@ -60,7 +60,7 @@ FLAT = Choice("flat", 0, 1.0, 1.0)
 
 
 class NearestPrototypes:
-    """An index of the prototypes in which the best score_ik = z_i . theta_k + b_k is found.
+    """An index of the prototypes, on the CPU, in which the best score_ik = z_i . theta_k + b_k is found.
 
     With equal scalings that is the nearest prototype; with balance, the best after scaling. A flat index has the inner
     products [z, 1] . [theta, b]. The others search by distance: with a coordinate e_k more, of which
@@ -88,11 +88,7 @@ class NearestPrototypes:
         self, scores: Scores, threads: int, *, index: str = "auto", recall: float = 0.999, sample: Tensor | None = None
     ):
         check_index(index, recall)
-        if importlib.util.find_spec("faiss") is None:
-            raise ConfigError("assignment needs FAISS: install raydkm[cpu] or raydkm[gpu]")
-        import faiss
-
-        self._faiss: Any = faiss
+        self._faiss = _faiss()
         self._threads = threads
         self._scores = scores
         self._vectors, kinds = _augmented(scores), [index]
@@ -146,7 +142,7 @@ class NearestPrototypes:
     def _flat(self) -> Any:
         index = self._faiss.IndexFlatIP(self._scores.prototypes.shape[1] + 1)
         index.add(torch.cat((self._scores.prototypes, self._scores.bias[:, None]), dim=1).numpy())
-        return self._on_gpu(index)
+        return index
 
     def _ivf(self) -> tuple[Any, Any]:
         with self._using(1):  # the same lists everywhere
@@ -164,12 +160,6 @@ class NearestPrototypes:
             index.add(self._vectors.numpy())
         return index, self._faiss.cvar.hnsw_stats
 
-    def _on_gpu(self, index: Any) -> Any:
-        """The flat index on a GPU, where this FAISS has one."""
-        if not hasattr(self._faiss, "StandardGpuResources") or self._faiss.get_num_gpus() == 0:
-            return index
-        return self._faiss.index_cpu_to_gpu(self._faiss.StandardGpuResources(), 0, index)
-
     @contextmanager
     def _using(self, threads: int) -> Iterator[None]:
         before = torch.get_num_threads()
@@ -179,6 +169,18 @@ class NearestPrototypes:
             yield
         finally:
             torch.set_num_threads(before)  # FAISS and torch may share one OpenMP runtime
+
+
+def faiss_version() -> str:
+    return str(_faiss().__version__)
+
+
+def _faiss() -> Any:
+    if importlib.util.find_spec("faiss") is None:
+        raise ConfigError("assignment needs FAISS: install raydkm[cpu] or raydkm[gpu]")
+    import faiss
+
+    return faiss
 
 
 def check_index(index: str, recall: float) -> None:

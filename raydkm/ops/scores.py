@@ -8,6 +8,7 @@ argmax_k score is the nearest prototype (s = 1) or the balanced assignment; logi
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,6 +47,13 @@ class Scores:
     def lengths(self) -> Tensor:
         """Of the prototypes (K,), in float64."""
         return squared_lengths(self.prototypes).sqrt_()
+
+    def digest(self) -> str:
+        """SHA-256 of the values."""
+        found = hashlib.sha256(repr(self.temperature).encode())
+        for tensor in (self.prototypes, self.bias):
+            found.update(tensor.contiguous().numpy().data)
+        return found.hexdigest()
 
     def __len__(self) -> int:
         return len(self.prototypes)

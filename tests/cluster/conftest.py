@@ -85,10 +85,13 @@ def in_background() -> Callable[..., FitInBackground]:
 
 @pytest.fixture
 def processes() -> Callable[[str], list[int]]:
-    """``processes("ray::RayTrainWorker")``: those whose command line begins so."""
+    """``processes("ray::RayTrainWorker")``: those of the nodes started here whose command line begins so."""
+
+    def pgrep(*arguments: str) -> list[str]:
+        return subprocess.run(["pgrep", *arguments], capture_output=True, text=True, check=False).stdout.split()
 
     def pids(name: str) -> list[int]:
-        found = subprocess.run(["pgrep", "-f", f"^{name}"], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in found.stdout.split()]
+        raylets = pgrep("-x", "raylet", "-P", str(os.getpid()))
+        return [int(pid) for pid in pgrep("-f", f"^{name}", "-P", ",".join(raylets))]
 
     return pids

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from raydkm.atomic import MARKER, check_apart, check_free, new_directory
+from raydkm import atomic
+from raydkm.atomic import MARKER, check_free, new_directory
 from raydkm.errors import OutputError
 
 
@@ -149,10 +150,11 @@ def test_a_directory_of_somebody_elses_is_not_overwritten(tmp_path: Path) -> Non
     assert (home / "thesis.txt").read_text() == "years of work"
 
 
-def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="holds the input"):
-        check_apart(tmp_path, [str(tmp_path / "deep" / "data.parquet")])
-    check_apart(tmp_path / "out", [str(tmp_path / "data.parquet")])
+def test_the_disk_holds_the_names_of_all_new_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(atomic, "flush", flushed.append)
+    atomic.make_directory(tmp_path / "a" / "b" / "c")
+    assert set(flushed) == {tmp_path, tmp_path / "a", tmp_path / "a" / "b"}
 
 
 def test_where_the_swap_fails_the_old_directory_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,12 @@ def test_assign_has_an_option_for_every_parameter_of_a_run() -> None:
     assert options_of("assign") == declared | own
 
 
+def test_the_help_of_assign_tells_of_no_other_command(run) -> None:
+    _, text, _ = run("assign", "--help")
+    assert "Ray Train" not in text
+    assert "ray.data" not in text
+
+
 def test_plan_has_an_option_for_every_parameter() -> None:
     declared = {f"--{name.replace('_', '-')}" for name in PlanConfig.model_fields}
     assert options_of("plan") == declared | {"--calibrate", "--json"}
@@ -311,9 +317,19 @@ def test_nothing_is_left_where_the_parents_of_the_output_are_not_there_yet(run, 
     bad = write(data.parent / "bad.parquet", x=[*GOOD[:5], [0.0, float("nan")]])
     arguments = ("fit", bad, "--column", "x", "--clusters", 2, "--out", place / "a" / "b" / "model")
     refused(run, place, *arguments, told="bad.parquet|row 5", kind="InputError")
+
+
+def test_an_assignment_that_ends_before_its_end_is_no_output_and_says_how_to_go_on(
+    run, place: Path, write, data
+) -> None:
     assert run(*fit_arguments(data, place))[0] == 0
-    arguments = ("assign", place / "model", bad, "--out", place / "out")
-    refused(run, place, *arguments, told="bad.parquet|row 5", kind="InputError")
+    bad = write(data.parent / "bad.parquet", x=[*GOOD[:5], [0.0, float("nan")]])
+    arguments = ("assign", place / "model", data, bad, "--out", place / "a" / "out")
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    for part in ("bad.parquet", "row 5", "what is done stays", "--overwrite"):
+        assert part in err
+    assert not (place / "a" / "out" / "_SUCCESS").exists()
 
 
 def test_an_existing_output_is_refused_and_overwrite_replaces_it(run, place: Path, data: Path) -> None:
@@ -346,8 +362,8 @@ def test_the_other_commands_refuse_as_fit_does(run, place: Path, data: Path, wri
     wide = write(data.parent / "wide.parquet", x=np.ones((3, 5)), label=[1, 2, 3])
     nan = write(data.parent / "nan.parquet", x=[*GOOD[:2], [float("nan"), 1.0]], label=[1, 2, 3])
     for path, told in ((wide, "wide.parquet|5|2"), (nan, "nan.parquet|row 2|column 'x'|NaN")):
-        refused(run, place, "assign", model, path, "--out", out, told=told, kind="InputError")
         refused(run, place, "evaluate", model, path, "--label", "label", told=told, kind="InputError")
+    refused(run, place, "assign", model, wide, "--out", out, told="wide.parquet|5|2", kind="InputError")
     refused(run, place, "assign", model, data, "--out", out, "--top", 3, told="top 3|2 clusters", kind="ConfigError")
     refused(run, place, "assign", model, data, "--out", out, "--keep", "z", told="good|'z'", kind="InputError")
     refused(run, place, "evaluate", model, data, "--label", "z", told="good.parquet|'z'", kind="InputError")

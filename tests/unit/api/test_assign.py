@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import raydkm
+import raydkm.api.assign as assign_module
 from raydkm.errors import ConfigError, InputError, OutputError
 from raydkm.estimator import DKMeans
 from raydkm.model import Model
@@ -143,6 +144,8 @@ def test_an_empty_file_among_others_gives_an_empty_output(tmp_path: Path, write,
     )
     assert empty.num_rows == 0
     assert empty.schema == full.schema
+    parted = raydkm.assign(model, tmp_path / "in", out=tmp_path / "parted", partition_by="cluster", nearest=1)
+    assert parted["rows"] == 30
 
 
 def test_a_saved_model_assigns_as_the_one_in_memory(model, digits: Path, tmp_path: Path) -> None:
@@ -177,16 +180,39 @@ BAD_ROWS = {
 
 
 @pytest.mark.parametrize("kind", BAD_ROWS)
-def test_a_refused_row_in_the_last_file_leaves_no_output(tmp_path: Path, write, blobs, kind: str) -> None:
+def test_after_a_refused_row_what_is_done_stays_and_is_no_whole_output(tmp_path: Path, write, blobs, kind: str) -> None:
     rows, told = BAD_ROWS[kind]
+    out = tmp_path / "new" / "out"
     x, _ = blobs(rows=30, dim=2)
     write(tmp_path / "in" / "a.parquet", x=x.tolist())
     write(tmp_path / "in" / "b.parquet", x=rows)
     model = raydkm.fit(x, clusters=2)
     with pytest.raises(InputError, match=told):
-        raydkm.assign(model, tmp_path / "in", out=tmp_path / "new" / "out", column="x")
-    assert written(tmp_path) == ["in/a.parquet", "in/b.parquet"]
-    assert not (tmp_path / "new" / "out").exists()
+        raydkm.assign(model, tmp_path / "in", out=out, column="x")
+    assert [path.name for path in out.glob("*.parquet")] == ["a-00000.parquet"]
+    assert not (out / "_SUCCESS").exists()
+    write(tmp_path / "in" / "b.parquet", x=x[:5].tolist())
+    with pytest.raises(OutputError, match=r"a changed input b\.parquet.*--overwrite"):
+        raydkm.assign(model, tmp_path / "in", out=out, column="x")
+    assert raydkm.assign(model, tmp_path / "in", out=out, column="x", overwrite=True)["rows"] == 35
+
+
+def test_a_file_that_is_out_of_reach_for_a_while_costs_nothing_that_was_done(
+    model, digits: Path, tmp_path: Path, monkeypatch
+) -> None:
+    out, files = tmp_path / "out", sorted(digits.iterdir())
+    whole = assign_module.assign_range
+
+    def unmounted(assigner, task, each, *rest) -> None:
+        if each.number == 2:
+            raise InputError(f"{each.source}: No such file or directory")
+        whole(assigner, task, each, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assign_module, "assign_range", unmounted)
+        with pytest.raises(InputError, match=r"No such file.*what is done stays.*--overwrite"):
+            raydkm.assign(model, files, out=out)
+    assert raydkm.assign(model, files, out=out)["resumed"] == 2
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from raydkm.data.files import find_files, local_paths, relative_names
-from raydkm.data.storage import locate
-from raydkm.errors import InputError
+from raydkm.data.files import find_files, relative_names
+from raydkm.data.storage import check_apart, locate
+from raydkm.errors import InputError, OutputError
 
 
 @pytest.fixture
@@ -68,7 +68,6 @@ def test_odd_names_and_both_ways_to_name_a_file(tmp_path: Path) -> None:
     assert relative_names([name]) == ["x.parquet"]
     with pytest.raises(InputError, match="named twice"):
         find_files([odd, name])
-    assert local_paths([name, str(odd)]) == [str(odd)] * 2
 
 
 def test_files_of_several_storages_have_names_below_one_root() -> None:
@@ -84,3 +83,14 @@ def test_a_number_sign_is_part_of_a_name(tmp_path: Path) -> None:
     [found] = find_files(f"file://{tmp_path}/run#1")
     assert locate(found)[1] == str(tmp_path / "run#1" / "a.parquet")
     assert locate(f"file://{tmp_path}/run#1/checkpoint")[1] == f"{tmp_path}/run#1/checkpoint"
+
+
+def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
+    name = str(tmp_path / "deep" / "data.parquet")
+    for given in (name, f"file://{name}"):
+        for out in (tmp_path, name):
+            with pytest.raises(OutputError, match="holds the input"):
+                check_apart(out, [given])
+    with pytest.raises(OutputError, match="holds the input"):
+        check_apart("/", [name])
+    check_apart(tmp_path / "out", [name, str(tmp_path / "out.parquet")])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,11 @@ import pytest
 from pyarrow import fs
 
 import raydkm
+import raydkm.api.assign as assign_module
 from raydkm.data import storage
 from raydkm.data.files import find_files, relative_names
 from raydkm.data.storage import locate
+from raydkm.engine.manifest import Manifest
 from raydkm.errors import ConfigError, EngineError, InputError, OutputError
 from tests.s3_server import S3Server
 
@@ -160,6 +163,44 @@ def test_assignments_are_written_to_an_object_store_and_gone_on_with(s3: S3Serve
     s3.put("mine/thesis.txt", b"mine")
     with pytest.raises(OutputError, match="not written by raydkm"):
         raydkm.assign(model, local, out=s3.uri("mine"), overwrite=True)
+
+
+@pytest.mark.parametrize("other", [{"nearest": 2}, {"nearest": 3, "overwrite": True}])
+def test_in_an_object_store_the_later_of_two_runs_goes_on_and_the_other_ends(
+    s3: S3Server, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+) -> None:
+    model = raydkm.fit(local, **OPTIONS)
+    options, out = {"range_rows": 1000, "nearest": 2}, s3.uri(f"two-{len(other)}")
+    raydkm.assign(model, local, out=tmp_path / "here", **options | other)
+    done = assign_module.assign_range
+
+    def late(assigner: Any, task: Any, each: Any, *rest: Any) -> None:
+        if each.number == 4:
+            monkeypatch.setattr(assign_module, "assign_range", done)
+            raydkm.assign(model, local, out=out, **options | other)
+        done(assigner, task, each, *rest)
+
+    monkeypatch.setattr(assign_module, "assign_range", late)
+    with pytest.raises(OutputError, match="another run has taken it over"):
+        raydkm.assign(model, local, out=out, **options)
+    assert bytes_in(out) == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+
+
+def test_what_another_run_has_completed_in_an_object_store_is_taken(
+    s3: S3Server, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = raydkm.fit(local, **OPTIONS), s3.uri("both")
+    raydkm.assign(model, local, out=tmp_path / "here")
+    finish = Manifest.finish
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(Manifest, "finish", finish)
+        raydkm.assign(model, local, out=out)
+        return finish(*arguments)
+
+    monkeypatch.setattr(Manifest, "finish", late)
+    assert raydkm.assign(model, local, out=out)["rows"] == 9000
+    assert bytes_in(out) == {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
 
 
 def bytes_in(uri: str) -> dict[str, bytes]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +20,16 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import fs
 
 import raydkm
+from raydkm.data import storage
+from raydkm.data.files import find_files
+from raydkm.data.output import Output
 from raydkm.engine import manifest
 from raydkm.engine.manifest import cut
 from raydkm.engine.tally import QUANTILE_ERROR, QUANTILES, Tally
-from raydkm.errors import ConfigError, InputError, OutputError
+from raydkm.errors import ConfigError, EngineError, InputError, OutputError
 from raydkm.model import Model
 
 ROWS, CLUSTERS = 60_000, 7
@@ -86,8 +93,8 @@ def test_the_manifest_lists_the_outputs_and_the_summary_is_that_of_the_rows(data
         own = clusters == number
         assert row["mean_entropy"] == pytest.approx(rows["entropy"].to_numpy()[own].mean(), rel=1e-5)
         for quantile in QUANTILES:
-            exact = np.quantile(distance[own], quantile, method="inverted_cdf")
-            assert row[f"distance_q{round(100 * quantile):02d}"] == pytest.approx(exact, rel=QUANTILE_ERROR)
+            exact = np.quantile(distance[own], quantile / 100, method="inverted_cdf")
+            assert row[f"distance_q{quantile:02d}"] == pytest.approx(exact, rel=QUANTILE_ERROR)
     summary = json.loads((whole / "_summary.json").read_text())
     assert (summary["rows"], summary["largest"]) == (ROWS, np.bincount(clusters).max())
     exact = np.quantile(distance, 0.5, method="inverted_cdf")
@@ -148,9 +155,17 @@ def test_a_changed_input_is_refused_and_overwrite_starts_afresh(model, tmp_path:
     assert raydkm.assign(model, path, out=out, column="z", overwrite=True)["rows"] == 5
 
 
-def test_an_output_in_the_directory_of_its_inputs_is_refused(data: Path, model: Model) -> None:
+@pytest.mark.parametrize("searched", ["", "/**/*.parquet", "/*/*.parquet", "/ou[tx]/**"])
+def test_an_output_that_a_search_for_inputs_would_find_is_refused(data: Path, model: Model, searched: str) -> None:
     with pytest.raises(OutputError, match="lies in the input"):
-        raydkm.assign(model, data, out=data / "out", **OPTIONS)
+        raydkm.assign(model, f"{data}{searched}", out=data / "out", **OPTIONS)
+    assert not (data / "out").exists()
+
+
+def test_an_output_beside_the_files_of_a_glob_is_no_input(model: Model, tmp_path: Path, write) -> None:
+    write(tmp_path / "day=1" / "x.parquet", z=np.ones((10, 8), dtype=np.float32))
+    for _ in range(2):
+        assert raydkm.assign(model, f"{tmp_path}/day=*/*.parquet", out=tmp_path / "out", column="z")["rows"] == 10
 
 
 def test_columns_of_two_types_are_not_kept_for_the_nearest(model: Model, tmp_path: Path, write) -> None:
@@ -161,6 +176,24 @@ def test_columns_of_two_types_are_not_kept_for_the_nearest(model: Model, tmp_pat
         raydkm.assign(model, tmp_path, out=tmp_path.with_name("out"), column="z", keep=["id"], nearest=1)
     with pytest.raises(ConfigError, match="partition_by"):
         raydkm.assign(model, tmp_path, out=tmp_path.with_name("out"), column="z", partition_by="colour")
+
+
+def test_a_column_kept_for_the_nearest_may_be_required_in_some_files(model: Model, tmp_path: Path, write) -> None:
+    z = np.arange(80, dtype=np.float32).reshape(10, 8)
+    write(tmp_path / "in" / "a.parquet", z=z, id=np.arange(10))
+    write(tmp_path / "in" / "b.parquet", z=z, id=np.arange(10))
+    table = pq.read_table(tmp_path / "in" / "a.parquet")
+    required = pa.schema([field.with_nullable(field.name != "id") for field in table.schema])
+    pq.write_table(table.cast(required), tmp_path / "in" / "a.parquet")
+    raydkm.assign(model, tmp_path / "in", out=tmp_path / "out", column="z", keep=["id"], nearest=30)
+    assert pq.read_schema(tmp_path / "out" / "_nearest.parquet").field("id").nullable
+    assert sorted(pq.read_table(tmp_path / "out" / "_nearest.parquet")["id"].to_pylist()) == sorted([*range(10)] * 2)
+
+
+def test_many_files_of_partitions_are_warned_of(data, model, tmp_path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("raydkm.api.assign.MANY_FILES", 20 * CLUSTERS - 1)
+    raydkm.assign(model, data, out=tmp_path / "out", **OPTIONS, partition_by="cluster")
+    assert f"up to 140 output files: {CLUSTERS} clusters in each of 20 ranges; a larger --range-rows" in caplog.text
 
 
 class Stopped(BaseException):
@@ -192,12 +225,10 @@ def test_what_is_missing_is_done_and_nothing_twice(data, model, whole, tmp_path:
 
 
 def test_who_outlives_its_run_writes_no_more(data, model, whole: Path, tmp_path: Path) -> None:
-    from raydkm.data.output import Output
-
     first, second = Output(str(tmp_path / "out")), Output(str(tmp_path / "out"))
-    first.begin(".raydkm")
+    first.begin()
     first.commit("a", b"first")
-    second.begin(".raydkm")
+    second.begin()
     with pytest.raises(OutputError, match="another run has taken it over"):
         first.commit("a", b"late")
     second.end()
@@ -218,6 +249,98 @@ def test_a_killed_process_leaves_what_the_next_one_completes(data, model, whole,
     report = raydkm.assign(tmp_path / "model", data, out=out, **OPTIONS)
     assert report["resumed"] >= at
     assert content(out) == content(whole)
+
+
+def test_ranges_of_two_kinds_of_index_are_no_whole_output(data, model, tmp_path: Path, monkeypatch) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest.Manifest, "finish", stop)
+        with pytest.raises(Stopped):
+            raydkm.assign(model, data, out=tmp_path, **OPTIONS)
+    path = tmp_path / "_ranges" / "00000004.parquet"
+    record = manifest.Record.parse(pa.py_buffer(path.read_bytes()))
+    path.write_bytes(replace(record, index=record.index | {"index": "ivf"}).content())
+    with pytest.raises(EngineError, match="ranges of indexes flat and ivf"):
+        raydkm.assign(model, data, out=tmp_path, **OPTIONS)
+    assert not (tmp_path / "_SUCCESS").exists()
+
+
+def before(patch: pytest.MonkeyPatch, owner: type, name: str, first: Callable[[], object]) -> None:
+    """Have the next call of a method do something else first."""
+    method = getattr(owner, name)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        patch.setattr(owner, name, method)
+        first()
+        return method(*arguments, **options)
+
+    patch.setattr(owner, name, call)
+
+
+def test_a_run_that_begins_while_another_does_looks_again(data, model, whole, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    before(monkeypatch, Output, "begin", lambda: raydkm.assign(model, data, out=out, **OPTIONS))
+    with pytest.raises(OutputError, match=r"of another job \(top 2, now 3"):
+        raydkm.assign(model, data, out=out, **OPTIONS | {"top": 3})
+    raydkm.assign(model, data, out=out, **OPTIONS)  # takes away what the refused one has begun
+    assert content(out) == content(whole)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Output, "begin"), (manifest.Manifest, "finish")])
+def test_what_another_run_of_the_job_has_completed_is_taken(
+    data, model, whole, tmp_path: Path, monkeypatch, owner: type, name: str
+) -> None:
+    out, reports = tmp_path / "out", []
+    before(monkeypatch, owner, name, lambda: reports.append(raydkm.assign(model, data, out=out, **OPTIONS)))
+    report = raydkm.assign(model, data, out=out, **OPTIONS)
+    assert report["counts"] == reports[0]["counts"]
+    assert content(out) == content(whole)
+
+
+class Dying(fs.LocalFileSystem):
+    """Its process dies at one of the files that it removes."""
+
+    left = 0
+
+    def delete_file(self, path: str) -> None:
+        if not self.left:
+            raise Stopped
+        self.left -= 1
+        super().delete_file(path)
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2, 10, 24])
+def test_what_a_killed_overwrite_leaves_is_no_input(data, model, whole, tmp_path, monkeypatch, removed: int) -> None:
+    out, files = tmp_path / "out", Dying()
+    files.left = removed
+    shutil.copytree(whole, out)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_LOCAL", files)
+        with pytest.raises(Stopped):
+            raydkm.assign(model, data, out=out, overwrite=True, **OPTIONS)
+    if removed:  # before that nothing has happened
+        with pytest.raises(InputError, match="is not complete"):
+            find_files(out)
+    raydkm.assign(model, data, out=out, overwrite=True, **OPTIONS)
+    assert content(out) == content(whole)
+
+
+def test_the_job_is_also_the_scores_and_the_versions(data, tmp_path: Path, monkeypatch) -> None:
+    model = raydkm.fit(data, column="z", clusters=3, objective="tim", max_steps=2)
+    options = {"column": "z", "out": tmp_path / "out"}
+    raydkm.assign(model, data, **options)
+    assert raydkm.assign(model, data, reading="p", **options)["resumed"] == 3  # as by default
+    of_q = options | {"out": tmp_path / "q", "reading": "q"}
+    raydkm.assign(model, data, **of_q)
+    other = replace(model, config=model.config.model_copy(update={"l2": 3.0}))
+    assert other.checksum() == model.checksum()
+    with pytest.raises(OutputError, match="scores"):
+        raydkm.assign(other, data, **of_q)
+    monkeypatch.setattr("raydkm.engine.assign.version", lambda name: "9")
+    with pytest.raises(OutputError, match=r'versions .*now .*"torch": "9"'):
+        raydkm.assign(model, data, **options)
 
 
 def test_tallies_of_parts_are_added_alike_however_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,14 @@ def test_the_best_prototypes_come_best_first(count: int, temperature: float, rng
     np.testing.assert_allclose(np.take_along_axis(prices, found, 1), np.sort(prices, axis=1)[:, :count], atol=1e-5)
 
 
+def test_the_index_is_on_the_cpu_also_where_faiss_has_gpus(rng, monkeypatch: pytest.MonkeyPatch) -> None:
+    faiss = nearest_module._faiss()
+    for name in ("StandardGpuResources", "index_cpu_to_gpu"):
+        monkeypatch.setattr(faiss, name, None, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    assert index_of(rng.standard_normal((4, 3)), np.zeros(4), 0.0)(torch.zeros(10, 3), 1).shape == (10, 1)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_search_leaves_torch_its_number_of_threads(threads: int, rng: np.random.Generator) -> None:
     index = index_of(rng.standard_normal((4, 3)), np.zeros(4), 0.0)
