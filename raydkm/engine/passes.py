@@ -99,7 +99,9 @@ class Passes:
         refusal: RaydkmError | None = None
         try:
             self.each(share)
-            total = reduce(iadd, sums) if last is None else last.end(reduce(iadd, sums))
+            total = reduce(iadd, sums)
+            if last is not None and self.comm.world_size > 1:
+                total = total.copy()  # to be reduced; the next pass goes on from this worker's own
         except RaydkmError as error:  # others wait for this worker's sum: let the missing rows tell them
             refusal, total = error, Statistics(fields, device=self.device)
         computed = time.perf_counter()

@@ -93,6 +93,9 @@ class Statistics:
             self._parts[field.name] = (self.buffer[start:stop].view(field.shape), field.grid)
             start = stop
 
+    def copy(self) -> Statistics:
+        return Statistics(self.fields, self.buffer.clone())
+
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(self.fields, self.buffer + other.buffer)
 

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 #: From so many identical rows in a canonical batch on (0.2 % of it) each has a key of its own.
 MANY_COPIES = 8
 
+#: Numbers that are hashed at a time.
+AT_ONCE = 2**18
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -27,6 +30,12 @@ def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def content_hashes(rows: NDArray, weight: NDArray[np.float64] | None) -> NDArray[np.uint64]:
     """Hash (n,) of each row's values and weight; rows (n, d) of any numeric dtype, which does not matter."""
+    size = max(1, AT_ONCE // rows.shape[1])
+    parts = [slice(start, start + size) for start in range(0, max(1, len(rows)), size)]
+    return np.concatenate([_hashes(rows[part], None if weight is None else weight[part]) for part in parts])
+
+
+def _hashes(rows: NDArray, weight: NDArray[np.float64] | None) -> NDArray[np.uint64]:
     single = np.ascontiguousarray(rows, dtype=np.float32)
     octets = single.view(np.uint8)
     if octets.shape[1] % 8:

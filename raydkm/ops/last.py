@@ -22,7 +22,7 @@ _KEPT = ("counts", "sums")
 class LastPass:
     """The last hard pass of one worker over its rows, which come in the same order each time.
 
-    A pass adds to what `begin` returns, and `end` returns what it came to.
+    A pass adds to what `begin` returns, and the next one goes on from there.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,3 @@ class LastPass:
             if field.name not in _KEPT:
                 self._sums.part(field.name).zero_()
         return self._sums
-
-    def end(self, sums: Statistics) -> Statistics:
-        """A copy of the sums, to be reduced; they themselves are those that the next pass goes on from."""
-        return Statistics(sums.fields, sums.buffer.clone())

@@ -11,6 +11,10 @@ from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.statistics import ROWS, Local, weighted_field
+from raydkm.ops.workspace import Workspace
+
+#: Numbers of a tile on the CPU: of its copies in float64, that each thread makes.
+TILE = 2**18
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,24 @@ def moment_fields(extent: Extent, frame: Frame, *, covariance: bool) -> tuple[Fi
 
 
 def moment_statistics(frame: Frame, *, covariance: bool) -> Local:
+    dim, buffer = len(frame.shift), Workspace()
+
     def local(batch: Batch, into: Statistics) -> None:
-        weight, z = batch.weights(), frame(batch.rows)
-        weighted = z if batch.weight is None else z * weight[:, None].to(z.dtype)
-        into.add("weight", weight.sum())
-        into.add("first", weighted.sum(0, dtype=torch.float64))
-        into.add("square", torch.dot(weight, z.double().square().sum(1)))
+        weights, device = batch.weights(), batch.rows.device
+        first, square = torch.zeros(2, dim, dtype=torch.float64, device=device)
+        second = torch.zeros((dim, dim) if covariance else (0, 0), dtype=frame.dtype, device=device)
+        for where, z in batch.tiles(frame, dim, TILE if device.type == "cpu" else BATCH_ROWS * dim, buffer):
+            weight = weights[where]
+            weighted = z if batch.weight is None else z * weight[:, None].to(z.dtype)
+            first += weighted.sum(0, dtype=torch.float64)
+            square += torch.mv(z.double().square_().T, weight)
+            if covariance:
+                second.addmm_(weighted.T, z)
+        into.add("weight", weights.sum())
+        into.add("first", first)
+        into.add("square", square.sum())
         if covariance:
-            into.add("second", weighted.T @ z)
+            into.add("second", second)
         into.add("rows", len(batch))
 
     return local
