@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from raydkm.ops.kernels import decide
+from raydkm.ops.last import LastPass, Tile
 from raydkm.ops.leading import Directions, Leading, widths
 from raydkm.ops.rates import fastest_screen, matrix_rates
 from raydkm.ops.scores import Scores
@@ -43,16 +44,13 @@ AT_ONCE = 2**20
 #: The part of the prototypes that may have moved, for it to pay to look apart at the rows of the others.
 MOST_MOVED = 0.9
 
-#: Rows of the first tile that a screen is chosen by.
-TRIED_ROWS = 128
-
 #: What a screen's precision adds to bounds, as a part of ||z|| max ||theta||, and how many scores of a row are computed
 #: again without leading directions: typical values, for the choice alone.
 TYPICAL_ERROR = 0.02
 TYPICAL_CANDIDATES = 1.5
 
 #: Nanoseconds of a score that is computed again: for each dimension, and besides.
-AGAIN_EACH, AGAIN = 0.12, 40.0
+AGAIN_EACH, AGAIN = 0.18, 50.0
 
 
 class _Chosen(NamedTuple):
@@ -74,8 +72,8 @@ class HardAssignment:
         Of the screen; changes no label. With "auto" it is the fastest on this processor.
     directions : Directions, optional
         Those in which rows vary most; they change no label.
-    moved : Tensor (m,) of int64, optional
-        Prototypes whose scores are others than those that the labels of the last pass are of.
+    last : LastPass, optional
+        Over the same rows; it changes no label.
     """
 
     def __init__(
@@ -83,7 +81,7 @@ class HardAssignment:
         scores: Scores,
         precision: str = "auto",
         directions: Directions | None = None,
-        moved: Tensor | None = None,
+        last: LastPass | None = None,
     ):
         self._scores = scores
         if precision == "auto":
@@ -94,34 +92,34 @@ class HardAssignment:
         self._precision = precision
         self._directions = directions if self._native else None
         self._rounding = rounding(scores)
-        self._moved = self._has_moved = None
+        self._last, self._moved, self._has_moved = last, None, None
+        moved = None if last is None else last.moved(scores)
         if moved is not None and self._native and len(moved) < MOST_MOVED * len(scores):
             self._moved, self._has_moved = moved, torch.zeros(len(scores), dtype=torch.bool).index_fill_(0, moved, True)
         self._chosen: _Chosen | None = None  # by the first tile
         self._lock = threading.Lock()
 
-    def __call__(self, z: Tensor, last: Tensor | None = None) -> Tensor:
-        """Labels (n,) int64 of z (n, d), whose labels of the last pass may be given (n,); -1 for none."""
+    def __call__(self, z: Tensor, tile: Tile | None = None) -> Tensor:
+        """Labels (n,) int64 of z (n, d), of which something may be known from the last pass."""
         z = z.contiguous()
         with self._lock:
             chosen = self._chosen = self._chosen or self._first_choice(z)
-        return self._decide_natively(chosen, z, last) if self._native else self._decide(chosen, z)
+        return self._decide_natively(chosen, z, tile) if self._native else self._decide(chosen, z)
 
     def _first_choice(self, z: Tensor) -> _Chosen:
-        kind, leading = SCREENS[self._precision], None
-        if self._directions is not None and len(z) >= TRIED_ROWS:
-            some = z[:: len(z) // TRIED_ROWS][:TRIED_ROWS]
-            leading = self._directions.chosen(lambda directions: self._narrowest(some, directions))
-        if leading is not None:
-            return self._with_columns(LeadingScreen(self._scores, z, leading, kind))
+        kind = SCREENS[self._precision]
+        leading = None if self._directions is None else self._directions.chosen(self._narrowest)
+        if self._directions is not None and leading is not None:
+            return self._with_columns(LeadingScreen(self._scores, self._directions.rows, leading, kind))
         return self._with_columns(kind(self._scores, z))
 
     def _with_columns(self, screen: Screen) -> _Chosen:
         everyone = torch.arange(len(self._scores), device=self._scores.bias.device)
         return _Chosen(screen, screen.columns(everyone), None if self._moved is None else screen.columns(self._moved))
 
-    def _narrowest(self, z: Tensor, directions: Directions) -> Leading | None:
-        """As few directions as take the least time, by how many candidates they leave of z; None of all of them."""
+    def _narrowest(self, directions: Directions) -> Leading | None:
+        """As few directions as take the least time, by how many candidates they leave; None of all of them."""
+        z = directions.rows
         clusters, dim = self._scores.prototypes.shape
         rates = matrix_rates()
         error = (torch.linalg.vector_norm(z, dim=1) * (TYPICAL_ERROR * longest(self._scores)))[:, None]
@@ -131,7 +129,8 @@ class HardAssignment:
 
         chosen, least = None, 2 * clusters * dim / rates[self._precision] + again(TYPICAL_CANDIDATES)
         for width in widths(dim):
-            products = 2 * width * (clusters / rates[self._precision] + dim / rates["fp32"])
+            of_rows = dim / rates["fp32"] if self._last is None else 0.0  # else once and for all
+            products = 2 * width * (clusters / rates[self._precision] + of_rows)
             if products >= least:
                 break
             leading = directions.first(width)
@@ -144,11 +143,11 @@ class HardAssignment:
                 chosen, least = leading, time
         return chosen
 
-    def _decide_natively(self, chosen: _Chosen, z: Tensor, last: Tensor | None) -> Tensor:
+    def _decide_natively(self, chosen: _Chosen, z: Tensor, tile: Tile | None) -> Tensor:
         screen, computed = chosen.screen, 0
-        seen, labels = screen.rows(z), torch.full((len(z),), -1, dtype=torch.int64)
-        if last is not None and chosen.moved is not None and self._has_moved is not None:
-            known = last.long()
+        seen, labels = self._seen(screen, z, tile), torch.full((len(z),), -1, dtype=torch.int64)
+        if tile is not None and chosen.moved is not None and self._has_moved is not None:
+            known = tile.labels.long()
             stay = (known >= 0).logical_and_(self._has_moved[known].logical_not_()).nonzero()[:, 0]
             labels[stay] = known[stay]
             if len(chosen.moved.which) and len(stay):
@@ -161,6 +160,16 @@ class HardAssignment:
             finer = SCREENS[self._precision] if isinstance(screen, LeadingScreen) else FullScreen
             self._chosen = self._with_columns(finer(self._scores, z))
         return labels
+
+    def _seen(self, screen: Screen, z: Tensor, tile: Tile | None) -> Rows:
+        """What is multiplied of z."""
+        if tile is None or self._last is None or screen.leading is None:
+            return screen.rows(z)
+        if tile.rows is None or tile.leading is not screen.leading:
+            rows = screen.rows(z)
+            self._last.keep(tile, rows, screen.leading)
+            return rows
+        return tile.rows
 
     def _settle(self, screen: Screen, seen: Rows, rows: Tensor, columns: Columns, z: Tensor, labels: Tensor) -> int:
         """Write the labels of some rows (m,); return how many scores were computed again."""

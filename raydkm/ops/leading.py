@@ -25,6 +25,9 @@ SHORTER = 1 - 1e-5
 #: Rows that directions are found from.
 SAMPLE_ROWS = 4096
 
+#: Of these, at most, that are kept to choose a screen by.
+TRIED_ROWS = 128
+
 #: With fewer dimensions than this there is little to gain.
 LEAST_DIMENSIONS = 128
 
@@ -80,21 +83,29 @@ class Directions:
     Parameters
     ----------
     basis : Tensor (d, d) of float64
+    rows : Tensor (m, d) of float32
+        Some of the rows.
     """
 
-    def __init__(self, basis: Tensor):
+    def __init__(self, basis: Tensor, rows: Tensor):
+        self.rows = rows
         self._basis = basis
+        self._first: dict[int, Leading] = {}
         self._asked = 0
         self._chosen: Leading | None = None
 
     @classmethod
     def of(cls, z: Tensor) -> Directions:
         """Those of rows z (n, d)."""
-        z = z.double()
-        return cls(torch.linalg.eigh(z.T @ z).eigenvectors.flip(1))
+        exact = z.double()
+        rows = z[:: -(-len(z) // TRIED_ROWS)].float().clone()
+        return cls(torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1), rows)
 
     def first(self, width: int) -> Leading:
-        return Leading(self._basis[:, :width])
+        """So many of them; always the same object."""
+        if width not in self._first:
+            self._first[width] = Leading(self._basis[:, :width])
+        return self._first[width]
 
     def chosen(self, choose: Callable[[Directions], Leading | None]) -> Leading | None:
         """What `choose` takes, or took before."""

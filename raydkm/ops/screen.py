@@ -36,6 +36,10 @@ class Rows(NamedTuple):
     left: Tensor  # (n,) lengths of what rounding leaves of the rows
     norm: Tensor  # (n,) of the rows, or a bit more
 
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self)
+
     def some(self, index: Tensor) -> Rows:
         return Rows(*(part.index_select(0, index) for part in self))
 
@@ -76,6 +80,8 @@ class Screen(ABC):
 
     #: Of a product.
     unit = 1.0
+    #: By which alone rows are what they are, whatever the scores.
+    leading: Leading | None = None
     error: tuple[float, float, float]
 
     def __init__(self, scores: Scores, like: Tensor):
@@ -189,7 +195,7 @@ class Int8Screen(Screen):
 
 
 class LeadingScreen(Screen):
-    """Another screen, of bounds by leading directions.
+    """Another screen, of bounds by leading directions; the rows that are like others are always the same ones.
 
     Parameters
     ----------
@@ -201,7 +207,7 @@ class LeadingScreen(Screen):
 
     def __init__(self, scores: Scores, like: Tensor, leading: Leading, kind: type[Screen]):
         super().__init__(scores, like)
-        self._leading = leading
+        self.leading = leading
         theta = Scores(leading(scores.prototypes).clone(), scores.bias, scores.temperature)
         self._inner = kind(theta, leading(like))
         of_left, of_norm, absolute = self._inner.error
@@ -209,7 +215,8 @@ class LeadingScreen(Screen):
         self.error = (of_left, of_norm + (2 * leading.error + leading.error**2) * self.norm * SLACK, absolute)
 
     def rows(self, z: Tensor) -> Rows:
-        return self._inner.rows(self._leading(z))
+        assert self.leading is not None
+        return self._inner.rows(self.leading(z))
 
     def columns(self, which: Tensor) -> Columns:
         return self._inner.columns(which)

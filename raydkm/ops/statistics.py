@@ -74,17 +74,17 @@ def hard_statistics(
     """
     if precision != "fp32" and serves(scores):
         return fused_hard_statistics(scores, frame, on_labels=on_labels)
-    moved = None if last is None else last.moved(scores)
-    assign, buffer = HardAssignment(scores, precision, directions, moved), Workspace()
+    assign, buffer = HardAssignment(scores, precision, directions, last), Workspace()
 
     def local(batch: Batch, into: Statistics) -> None:
-        weight, before = batch.weights(), None if last is None else last.labels(batch)
+        weight = batch.weights()
         for where, z in batch.tiles(frame, len(scores), HARD_TILE, buffer):
-            known = None if before is None else before[where]
-            labels = assign(z, known)
-            add_assigned(into, labels, z, weight[where], weighted=batch.weight is not None, before=known)
-            if known is not None:
-                known.copy_(labels)
+            tile = None if last is None else last.tile(batch.first + where.start, len(z))
+            before = None if tile is None else tile.labels
+            labels = assign(z, tile)
+            add_assigned(into, labels, z, weight[where], weighted=batch.weight is not None, before=before)
+            if before is not None:
+                before.copy_(labels)
             if on_labels is not None:
                 on_labels(batch.first + where.start, labels)
         into.add("rows", len(batch))

@@ -37,16 +37,15 @@ def some_moved(g: torch.Generator, prototypes: Tensor, rows: Tensor, part: float
 def test_labels_are_those_of_float64_whatever_has_moved(case, precision: str, how: str) -> None:
     g = torch.Generator().manual_seed(5)
     z, prototypes = case(g, ROWS, DIM, CLUSTERS)
-    last, scores = LastPass(), scores_of(prototypes)
-    assert last.moved(scores) is None
-    labels = HardAssignment(scores, precision)(z)
-    for part in (0.0, 0.02, 0.5, 1.0):
+    last, directions = LastPass(), Directions.of(z)
+    tile = last.tile(0, len(z))
+    for part in (0.0, 0.0, 0.02, 0.5, 1.0):
         prototypes = some_moved(g, prototypes, z, part, how)
         scores = scores_of(prototypes)
-        known = labels.int()
-        known[::7] = -1
-        labels = HardAssignment(scores, precision, None, last.moved(scores))(z, known)
+        labels = HardAssignment(scores, precision, directions, last)(z, tile)
         assert torch.equal(labels, reference(scores, z))
+        tile.labels.copy_(labels)
+        tile.labels[::7] = -1
 
 
 def test_rows_of_prototypes_that_stand_still_are_compared_with_moved_ones_alone() -> None:
@@ -54,17 +53,12 @@ def test_rows_of_prototypes_that_stand_still_are_compared_with_moved_ones_alone(
     prototypes = torch.randn(CLUSTERS, DIM, generator=g)
     z = prototypes[torch.randint(CLUSTERS, (ROWS,), generator=g)] + 0.1 * torch.randn(ROWS, DIM, generator=g)
     last, scores = LastPass(), scores_of(prototypes)
-    last.moved(scores)
-    labels = HardAssignment(scores)(z)
-    assert len(last.moved(scores)) == 0
-    wrong = labels.roll(1).int()  # no moved prototype is better than these: none is looked at
-    assert torch.equal(
-        HardAssignment(scores, "auto", None, torch.tensor([], dtype=torch.int64))(z, wrong), wrong.long()
-    )
+    tile = last.tile(0, len(z))
+    wrong = HardAssignment(scores, last=last)(z, tile).roll(1).int()
+    tile.labels.copy_(wrong)  # no prototype has moved: these are kept without a look at any
+    assert torch.equal(HardAssignment(scores, last=last)(z, tile), wrong.long())
     other = scores_of(torch.cat((prototypes[:1] + 0.5, prototypes[1:])))
-    moved = last.moved(other)
-    assert moved.tolist() == [0]
-    found = HardAssignment(other, "auto", None, moved)(z, wrong)
+    found = HardAssignment(other, last=last)(z, tile)
     expected = torch.where(reference(other, z) == 0, 0, wrong)
     kept = (wrong != 0) & (
         (reference(other, z) == 0) | (other(z).gather(1, wrong.long()[:, None])[:, 0] > other(z)[:, 0])
