@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
 from itertools import cycle
@@ -25,6 +26,10 @@ from raydkm.ops.last import LastPass
 from raydkm.ops.statistics import Local
 
 T = TypeVar("T")
+
+#: Memory of so many bytes and more is mapped for itself.
+MAPPED_BYTES = 2**22
+_M_MMAP_THRESHOLD = -3
 
 #: Bytes that the sums of a worker's threads may take together, if each has its own; else threads share them.
 SUMS_BYTES = 2**27
@@ -152,9 +157,19 @@ def check_rows_seen(seen: int, total: int) -> None:
         raise EngineError(f"a pass saw {seen} rows of {total}: rows were lost or counted twice")
 
 
+def give_memory_back() -> None:
+    """Let glibc return arrays of some MiB to the system when they are freed, whatever sizes it has seen before.
+
+    It would keep them, and in pieces between smaller ones they are of no use to the next step.
+    """
+    with suppress(OSError, AttributeError):  # of another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
 @contextmanager
 def thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads in which (as in the calling thread) torch's operations use one thread each."""
+    give_memory_back()
     with torch_threads(1), ThreadPoolExecutor(threads, "raydkm", initializer=_prepare_thread) as pool:
         yield pool
 
