@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvicorn
@@ -49,14 +49,8 @@ def test_the_page_asks_for_a_token(service: Running, tmp_path: Path) -> None:
 def without_tokens(models: Path) -> Iterator[str]:
     """The same application in this process, with no Ray around it, which has no tokens."""
     service = Service(ServeConfig())
-
-    async def configured(scope: Any, receive: Any, send: Any) -> None:
-        if not service.ready and scope["type"] == "http":
-            await service.configure(str(models / "first"))
-        await app(scope, receive, send)
-
-    app = create_app(service, Tokens())
-    server = uvicorn.Server(uvicorn.Config(configured, port=0, log_level="warning"))
+    asyncio.run(service.configure(str(models / "first")))
+    server = uvicorn.Server(uvicorn.Config(create_app(service, Tokens()), port=0, log_level="warning"))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
