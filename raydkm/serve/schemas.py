@@ -63,7 +63,7 @@ class ModelReply(BaseModel):
     temperature: float
     collapse_temperature: float | None
     balance: float
-    loss: float
+    loss: float | None = Field(description="Of the last step; null after partial_fit.")
     inertia: float
     rows: int
     steps: int

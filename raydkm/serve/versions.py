@@ -129,7 +129,7 @@ def _report(name: str, model: Model, checksum: str, most: int, config: ServeConf
         temperature=model.temperature,
         collapse_temperature=record["collapse_temperature"],
         balance=model.config.balance,
-        loss=model.history[-1]["objective"],
+        loss=model.history[-1]["objective"] if model.history else None,
         inertia=record["inertia"],
         rows=record["rows"],
         steps=record["steps"],

@@ -1,0 +1,36 @@
+"""What `raydkm serve` refuses before it starts anything, and what a replica's process imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import raydkm
+from raydkm.cli import main
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--reading", "p"], "no posterior p"),
+        (["--models", "absent"], "models: absent is no directory"),
+    ],
+)
+def test_what_no_replica_could_serve_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture, options: list[str], reason: str
+) -> None:
+    raydkm.fit(np.eye(4), clusters=2, objective="kmeans", out=tmp_path / "hard")
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(tmp_path / "hard"), *options])
+    assert ended.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_replica_has_none_of_the_arrow_types_that_unpickle() -> None:
+    code = "import sys, raydkm.serve.ray_serve; print([m for m in ('ray.data', 'ray.train') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]
