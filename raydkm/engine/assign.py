@@ -155,17 +155,7 @@ class AssignTask:
     sample: NDArray | None = None
 
     def __post_init__(self) -> None:
-        written = {"cluster", "distance", "posterior", "entropy", "top_clusters", "top_posteriors"}
-        of_nearest = {"file", "row"} if self.nearest is not None else set()
-        for name in self.keep:
-            if name in written | of_nearest:
-                raise InputError(f"keep '{name}': the output has a column of that name")
-            for path, schema in zip(self.table.files, self.table.schemas, strict=True):
-                if name not in schema.names:
-                    raise InputError(f"{path}: no column '{name}' to keep; there are: {', '.join(schema.names)}")
-                kind, first = schema.field(name).type, self.table.schemas[0].field(name).type
-                if self.nearest is not None and kind != first:
-                    raise InputError(f"{path}: column '{name}' is {kind}, elsewhere {first}: nearest cannot keep it")
+        check_kept(self.table, self.keep, nearest=self.nearest is not None)
         if len({each.output for each in self.ranges}) < len(self.ranges):
             raise InputError("two inputs differ in the ending .parquet alone, their outputs would have one name")
 
@@ -219,6 +209,20 @@ class AssignTask:
     def metadata(self) -> dict[str, str]:
         """Of every Parquet file that is written."""
         return {"raydkm.model": self.model.checksum(), "raydkm.objective": self.model.config.objective}
+
+
+def check_kept(table: ParquetTable, keep: Iterable[str], *, nearest: bool = False) -> None:
+    """Refuse input columns that cannot be copied to the output (and that of the nearest rows)."""
+    taken = {field.name for field in fields_of(top=1)} | ({"file", "row"} if nearest else set())
+    for name in keep:
+        if name in taken:
+            raise InputError(f"keep '{name}': the output has a column of that name")
+        for path, schema in zip(table.files, table.schemas, strict=True):
+            if name not in schema.names:
+                raise InputError(f"{path}: no column '{name}' to keep; there are: {', '.join(schema.names)}")
+            kind, first = schema.field(name).type, table.schemas[0].field(name).type
+            if nearest and kind != first:
+                raise InputError(f"{path}: column '{name}' is {kind}, elsewhere {first}: nearest cannot keep it")
 
 
 def assigner_of(task: AssignTask) -> Assigner:
