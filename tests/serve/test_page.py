@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 import raydkm
 from raydkm.serve.app import create_app
 from raydkm.serve.service import Service
 from raydkm.serve.settings import ServeConfig
 from raydkm.serve.tokens import Tokens
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, over_http
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -50,13 +47,8 @@ def without_tokens(models: Path) -> Iterator[str]:
     """The same application in this process, with no Ray around it, which has no tokens."""
     service = Service(ServeConfig())
     asyncio.run(service.configure(str(models / "first")))
-    server = uvicorn.Server(uvicorn.Config(create_app(service, Tokens()), port=0, log_level="warning"))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+    with over_http(create_app(service, Tokens())) as url:
+        yield url
 
 
 @needs_chromium
