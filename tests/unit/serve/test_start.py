@@ -34,3 +34,21 @@ def test_a_replica_has_none_of_the_arrow_types_that_unpickle() -> None:
     code = "import sys, raydkm.serve.ray_serve; print([m for m in ('ray.data', 'ray.train') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]"]
+
+
+def test_serve_is_shut_down_however_the_drain_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    from raydkm.serve import ray_serve
+
+    clock, shut = [0.0], []
+    ending = type("Status", (), {"applications": {ray_serve.NAME: None}})
+    monkeypatch.setattr(ray_serve.serve, "delete", lambda name, _blocking: None)
+    monkeypatch.setattr(ray_serve.serve, "status", lambda: ending)
+    monkeypatch.setattr(ray_serve.serve, "shutdown", lambda: shut.append(clock[0]))
+    monkeypatch.setattr(ray_serve.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(ray_serve.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    ray_serve.stop(120)  # replicas that never end
+    assert 120 <= shut[0] <= 120 + ray_serve.GRACE + 1
+    monkeypatch.setattr(ray_serve.serve, "status", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ray_serve.stop(120)
+    assert len(shut) == 2
