@@ -41,7 +41,8 @@ class Client:
     timeout : float
         Seconds that an answer may take.
     retries : int
-        How often a request is sent again after 503, or where the connection broke; not after a timeout.
+        How often a request is sent again after 503, or where the connection broke or the replica died; not after a
+        timeout.
 
     Attributes
     ----------
@@ -133,7 +134,9 @@ class Client:
                 raise ServiceError(f"{self._url}: {type(error).__name__}: {error}") from None
             if response.status < 400:
                 return content
-            if response.status != 503 or last:
+            of_service = "json" in (response.getheader("Content-Type") or "")
+            lost = response.status == 500 and not of_service  # Serve's proxy says so of a replica that died
+            if last or not (response.status == 503 or lost):
                 raise ServiceError(f"{self._url}: {response.status}: {_reason(content)}", response.status)
             _wait(attempt, response.getheader("Retry-After"))
         raise AssertionError("unreachable")

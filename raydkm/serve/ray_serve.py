@@ -50,15 +50,20 @@ class Assign:
             raise ConfigError(f"user_config {user_config}: expected the one key model, the path of a model")
         await self._service.configure(user_config["model"])
 
+    def check_health(self) -> None:
+        """Called by Serve, after `reconfigure` if there is a `user_config`; it tells of the error."""
+        if not self._service.has_model:
+            raise ConfigError("no model: name it in user_config (or in args)")
+
 
 def application(
-    model: str, config: ServeConfig, tokens: Tokens, hosts: tuple[str, ...] | None = None
+    model: str | None, config: ServeConfig, tokens: Tokens, hosts: tuple[str, ...] | None = None
 ) -> serve.Application:
-    """The deployment of a model, with bounded queues."""
+    """The deployment of a model, which `user_config` may name instead, with bounded queues."""
     deployment = serve.deployment(
         name="Assign",
         num_replicas=config.replicas,
-        user_config={"model": model},
+        user_config=None if model is None else {"model": model},
         ray_actor_options={"num_cpus": config.threads},
         max_ongoing_requests=config.queue_requests,
         max_queued_requests=config.queue_requests,
@@ -71,14 +76,13 @@ def application(
 
 
 def build(arguments: dict[str, Any]) -> serve.Application:
-    """What `import_path` of `serve.yaml` names: `model`, `insecure` and the fields of `ServeConfig` are its `args`.
+    """What `import_path` of `serve.yaml` names: `insecure` and the fields of `ServeConfig` are its `args`.
 
-    It cannot know where the proxies listen, so it refuses to go without tokens unless `insecure` is true.
+    So is `model`, unless a `user_config` names it, which can be changed while replicas answer. The builder cannot know
+    where the proxies listen, so it refuses to go without tokens unless `insecure` is true.
     """
     arguments = dict(arguments)
     model, insecure = arguments.pop("model", None), arguments.pop("insecure", False)
-    if model is None:
-        raise ConfigError("args: no model")
     tokens = Tokens.from_environment(os.environ)
     if not tokens and insecure is not True:
         raise ConfigError("no tokens: set RAYDKM_TOKENS for the application, or insecure: true in args")

@@ -50,6 +50,10 @@ class Service:
         self._changing = asyncio.Lock()
 
     @property
+    def has_model(self) -> bool:
+        return self._version is not None
+
+    @property
     def version(self) -> Version:
         """The current one; refuse (503) while there is none yet."""
         if self._version is None:

@@ -101,7 +101,7 @@ def test_a_changed_user_config_reaches_the_replicas_while_they_answer(service: R
             "name": "other",
             "route_prefix": "/other",
             "import_path": "raydkm.serve.ray_serve:build",
-            "args": {"model": str(service.models / "first"), "insecure": True},
+            "args": {"insecure": True},
             "deployments": [{"name": "Assign", "user_config": user_config}],
         }
         _get_global_client().deploy_apps(ServeDeploySchema(applications=[application]), _blocking=True)

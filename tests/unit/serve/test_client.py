@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
         status, headers = answer
         content = json.dumps({"error": "why"} if status >= 400 else {"name": "model"}).encode()
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
@@ -75,6 +75,13 @@ def test_a_request_is_sent_again_after_503_and_a_broken_connection(server: Serve
     assert 3 <= waits[0] < 4
     assert waits[1] < 1
     assert 30 <= waits[2] < 31  # whatever a service asks for
+
+
+def test_a_replica_that_died_is_not_a_fault_of_the_service(server: Server, waits: list[float]) -> None:
+    server.script = [(500, {"Content-Type": "text/plain"}), (500, {}), (200, {})]
+    with pytest.raises(ServiceError, match="500: why"):
+        client_of(server).describe()
+    assert (server.asked, len(waits)) == (2, 1)
 
 
 def test_retries_end(server: Server, waits: list[float]) -> None:
