@@ -12,6 +12,7 @@ import logging
 import os
 import uuid
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,12 @@ class Version:
         report = _report(name_of(path), model, checksum, most, config).model_dump_json().encode()
         return cls(path, model, checksum, Assigner(model, threads=config.threads), most, report)
 
-    @property
+    @cached_property
     def told(self) -> Told:
         """What other replicas need to know to serve the same."""
-        model = self.model
-        identity = [self.checksum, model.config.objective, model.config.metric, model.temperature]
-        return Told(self.path, digest_of({"identity": identity}))
+        config = self.model.config.model_dump()
+        identity = digest_of({"model": self.checksum, "config": config, "temperature": self.model.temperature})
+        return Told(self.path, identity)
 
     @property
     def name(self) -> str:

@@ -31,7 +31,8 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is ins
 def test_the_page_loads_nothing_from_elsewhere(service: Running) -> None:
     status, reply, headers = service.send("GET", "/", token=None)
     assert status == 200
-    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    for rule in ("default-src", "frame-ancestors", "base-uri", "form-action"):
+        assert f"{rule} 'none'" in headers["Content-Security-Policy"]
     assert b"//cdn" not in reply["text"]
     assert b" src=" not in reply["text"]
 
