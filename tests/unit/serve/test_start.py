@@ -11,6 +11,7 @@ import pytest
 
 import raydkm
 from raydkm.cli import main
+from raydkm.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,21 @@ def test_a_replica_has_none_of_the_arrow_types_that_unpickle() -> None:
     code = "import sys, raydkm.serve.ray_serve; print([m for m in ('ray.data', 'ray.train') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]"]
+
+
+def test_what_an_earlier_service_reloaded_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from raydkm.engine import ray_train
+    from raydkm.serve import ray_serve
+
+    told, running = tmp_path / ".serving.json", ray_serve.serve.schema.ServeStatus()
+    told.write_text("{}")
+    monkeypatch.setattr(ray_train, "connect", lambda: None)
+    monkeypatch.setattr(ray_serve.serve, "status", lambda: running)
+    ray_serve._join(str(tmp_path))
+    assert not told.exists()
+    told.mkdir()  # which cannot be removed so
+    with pytest.raises(ConfigError, match="cannot be removed"):
+        ray_serve._join(str(tmp_path))
 
 
 def test_serve_is_shut_down_however_the_drain_ends(monkeypatch: pytest.MonkeyPatch) -> None:

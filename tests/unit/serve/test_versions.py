@@ -137,6 +137,25 @@ def test_a_reload_that_failed_in_one_replica_is_tried_again(models: Path, monkey
     run(main())
 
 
+def test_what_was_told_before_a_reload_is_not_taken_after_it(models: Path) -> None:
+    async def main() -> None:
+        async with Replica(models, models / "one") as a, Replica(models, models / "one") as b:
+            taken, install = [], b.service._install
+            b.service._install = lambda version: (taken.append(version.name), install(version))  # type: ignore[assignment, method-assign, func-returns-value]
+            await b.service._changing.acquire()  # a reload begins in b
+            await a.service.reload("two")
+            for _ in range(50):  # b has had time to look
+                await asyncio.to_thread(os.getpid)
+            three = Version.loaded(str(models / "three"), b.service.config)
+            b.service._choice.tell(three.told)
+            b.service._install(three)
+            b.service._changing.release()  # and ends
+            await b.looks()
+            assert taken == ["three"]
+
+    run(main())
+
+
 def test_a_model_configured_again_is_served(models: Path) -> None:
     async def main() -> None:
         async with Replica(models, models / "one") as a:
