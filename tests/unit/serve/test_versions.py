@@ -142,9 +142,11 @@ def test_what_was_told_before_a_reload_is_not_taken_after_it(models: Path) -> No
         async with Replica(models, models / "one") as a, Replica(models, models / "one") as b:
             taken, install = [], b.service._install
             b.service._install = lambda version: (taken.append(version.name), install(version))  # type: ignore[assignment, method-assign, func-returns-value]
-            await b.service._changing.acquire()  # a reload begins in b
+            b._task.cancel()
             await a.service.reload("two")
-            for _ in range(50):  # b has had time to look
+            await b.service._changing.acquire()  # a reload begins in b
+            b._task = asyncio.create_task(b.service.follow())
+            for _ in range(300):  # b has had time to look
                 await asyncio.to_thread(os.getpid)
             three = Version.loaded(str(models / "three"), b.service.config)
             b.service._choice.tell(three.told)
