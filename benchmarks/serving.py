@@ -133,7 +133,7 @@ def service(model: Path, port: int, **options: Any) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        ray_serve.stop()
+        ray_serve.stop(config.drain)
 
 
 def kill_a_replica() -> None:

@@ -64,12 +64,14 @@ def of_raydkm(method: str, x: Rows, start: Rows, steps: int, threads: int) -> di
     before = memory("VmRSS")
     if whole:
         whole_fit(x, start, objective, 1, threads)
+        one, _ = whole_fit(x, start, objective, 1, threads)
         total, prototypes = whole_fit(x, start, objective, steps, threads)
     else:
         each, prototypes = steps_alone(x, start, objective, steps, threads)
-        total = sum(each)
+        one, total = each[0], sum(each)
     extra = memory("VmHWM") - before
-    return {"total": total, "steps": steps, "scale": 1.0, "extra": extra, "inertia": inertia(x, prototypes)}
+    found = {"one": one, "total": total, "steps": steps, "scale": 1.0, "extra": extra}
+    return found | {"inertia": inertia(x, prototypes)}
 
 
 def of_peer(method: str, x: Rows, start: Rows, steps: int, threads: int) -> dict[str, Any]:

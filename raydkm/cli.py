@@ -22,7 +22,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from raydkm.config import AssignConfig, FitConfig, FitRunConfig, PlanConfig, build, read_yaml
-from raydkm.errors import RaydkmError
+from raydkm.errors import ConfigError, RaydkmError
 from raydkm.serve.settings import ServeAddress, ServeConfig
 
 app = typer.Typer(
@@ -110,21 +110,41 @@ def fit(
 @with_options_of(AssignConfig)
 def assign(
     *,
-    model: ModelPath,
-    data: Data,
+    model: Annotated[str, typer.Argument(help="Model directory; not with --endpoint.", show_default=False)],
+    data: Annotated[
+        list[str] | None, typer.Argument(help="Parquet files, directories or globs.", show_default=False)
+    ] = None,
     out: Annotated[str, typer.Option("--out", help="Directory (path or URI) for the assignments.", show_default=False)],
     top: Annotated[int | None, typer.Option(help="Also write the M best clusters and posteriors.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Input column to copy; may be repeated, or a,b,c.")] = None,
     column: Annotated[str | None, typer.Option(help="Feature column, if not called as in the fit.")] = None,
     reading: Reading = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of a service to ask, instead of a model; its token is RAYDKM_TOKEN.", show_default=False
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     options: dict[str, Any],
 ) -> None:
     """Write cluster, distance, posterior and entropy of every row."""
+    kept = [name for item in keep or [] for name in item.split(",")]
+    if endpoint is not None:
+        from raydkm.serve.endpoint import assign_at
+
+        if reading is not None or options:
+            names = ", ".join(sorted(options.keys() | ({"reading"} if reading else set())))
+            raise ConfigError(f"{names}: with endpoint the service chooses; drop it")
+        given = [model, *(data or [])]
+        found = assign_at(endpoint, given, out=out, top=top, keep=kept, column=column, overwrite=overwrite)
+        _print(found, as_json, title=f"Assigned to {out}")
+        return
     from raydkm.api.assign import assign as assign_
 
-    kept = [name for item in keep or [] for name in item.split(",")]
+    if not data:
+        raise ConfigError("no data: name Parquet files after the model, or a service with --endpoint")
     summary = assign_(
         model, data, out=out, top=top, keep=kept, column=column, reading=reading, overwrite=overwrite, **options
     )

@@ -70,7 +70,7 @@ class Assigner:
     model : Model
     threads : int
     top : int
-        Clusters that are found for each row.
+        Clusters that are found for each row, unless a call asks for others.
     index, recall
         As in `NearestPrototypes`; of a soft model always flat.
     sample : ndarray (n, d), optional
@@ -97,30 +97,31 @@ class Assigner:
         index = index if model.hard else "flat"
         self._index = NearestPrototypes(self._scores, threads, index=index, recall=recall, sample=z)
         self._soft = None if model.hard else SoftAssignment(self._scores)
-        self._columns = top if model.hard else len(self._scores)
 
     @property
     def choice(self) -> Choice:
         """What index was chosen, and why."""
         return self._index.choice
 
-    def __call__(self, rows: NDArray) -> Assignment:
+    def __call__(self, rows: NDArray, top: int | None = None) -> Assignment:
         """Assign rows (n, d) of any numeric dtype, which must be finite."""
-        tiles = Batch(0, as_tensor(rows), None).tiles(self._frame, self._columns, SOFT_TILE)
-        parts = [self._tile(z) for _, z in tiles]
+        top = top or self._top
+        columns = top if self.model.hard else self.model.clusters
+        tiles = Batch(0, as_tensor(rows), None).tiles(self._frame, columns, SOFT_TILE)
+        parts = [self._tile(z, top) for _, z in tiles]
         return Assignment(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
-    def _tile(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        top = self._index(z, self._top)
-        distance = torch.linalg.vector_norm(z - self.model.prototypes[top[:, 0]], dim=1)
+    def _tile(self, z: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        best = self._index(z, top)
+        distance = torch.linalg.vector_norm(z - self.model.prototypes[best[:, 0]], dim=1)
         if self._soft is None:
-            posteriors, entropy = torch.zeros(top.shape), torch.zeros(len(z))
+            posteriors, entropy = torch.zeros(best.shape), torch.zeros(len(z))
             posteriors[:, 0] = 1.0
         else:
             posterior = self._soft(z)
-            posteriors = posterior.exp_logits.gather(1, top) / posterior.normaliser[:, None]
+            posteriors = posterior.exp_logits.gather(1, best) / posterior.normaliser[:, None]
             entropy = posterior.entropy.clamp(min=0)
-        return top.to(torch.int32), posteriors, distance, entropy
+        return best.to(torch.int32), posteriors, distance, entropy
 
 
 @dataclass(frozen=True)
@@ -151,18 +152,7 @@ class AssignTask:
     sample: NDArray | None = None
 
     def __post_init__(self) -> None:
-        nearest = self.config.nearest is not None
-        written = {field.name for field in _fields(1)}
-        of_nearest = {"file", "row"} if nearest else set()
-        for name in self.keep:
-            if name in written | of_nearest:
-                raise InputError(f"keep '{name}': the output has a column of that name")
-            for path, schema in zip(self.table.files, self.table.schemas, strict=True):
-                if name not in schema.names:
-                    raise InputError(f"{path}: no column '{name}' to keep; there are: {', '.join(schema.names)}")
-                kind, first = schema.field(name).type, self.table.schemas[0].field(name).type
-                if nearest and kind != first:
-                    raise InputError(f"{path}: column '{name}' is {kind}, elsewhere {first}: nearest cannot keep it")
+        check_kept(self.table, self.keep, nearest=self.config.nearest is not None)
         if len({each.output for each in self.ranges}) < len(self.ranges):
             raise InputError("two inputs differ in the ending .parquet alone, their outputs would have one name")
 
@@ -217,6 +207,20 @@ class AssignTask:
         return {"raydkm.model": self.model.checksum(), "raydkm.objective": self.model.config.objective}
 
 
+def check_kept(table: ParquetTable, keep: Iterable[str], *, nearest: bool = False) -> None:
+    """Refuse input columns that cannot be copied to the output (and that of the nearest rows)."""
+    taken = {field.name for field in fields_of(top=1)} | ({"file", "row"} if nearest else set())
+    for name in keep:
+        if name in taken:
+            raise InputError(f"keep '{name}': the output has a column of that name")
+        for path, schema in zip(table.files, table.schemas, strict=True):
+            if name not in schema.names:
+                raise InputError(f"{path}: no column '{name}' to keep; there are: {', '.join(schema.names)}")
+            kind, first = schema.field(name).type, table.schemas[0].field(name).type
+            if nearest and kind != first:
+                raise InputError(f"{path}: column '{name}' is {kind}, elsewhere {first}: nearest cannot keep it")
+
+
 def assigner_of(task: AssignTask) -> Assigner:
     """The assigner of a run, which is the same wherever it is made; each of its searches takes one thread."""
     return Assigner(
@@ -268,7 +272,7 @@ def _assigned(assigner: Assigner, task: AssignTask, each: Range, pool: ThreadPoo
         rows = columns.extract(batch, each.source, row, unit=task.table.unit).rows
         _check_dim(rows, task.model, each.source)
         return pa.RecordBatch.from_arrays(
-            [*(batch[name] for name in task.keep), *_arrays(assigner(rows), task.top)], schema=schema
+            [*(batch[name] for name in task.keep), *arrays_of(assigner(rows), task.top)], schema=schema
         )
 
     done: list[pa.RecordBatch] = []
@@ -312,7 +316,8 @@ def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
 
 
-def _arrays(result: Assignment, top: int | None) -> list[pa.Array]:
+def arrays_of(result: Assignment, top: int | None) -> list[pa.Array]:
+    """The columns of an assignment, in the order of `fields_of`."""
     made = [
         pa.array(np.ascontiguousarray(result.clusters[:, 0])),
         pa.array(result.distance),
@@ -321,7 +326,7 @@ def _arrays(result: Assignment, top: int | None) -> list[pa.Array]:
     ]
     if top is not None:
         lists = (result.clusters, result.posteriors)
-        made += [pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), top) for x in lists]
+        made += [pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x).reshape(-1)), top) for x in lists]
     return made
 
 
@@ -337,12 +342,7 @@ def _partitioned(table: pa.Table, name: str) -> Iterator[tuple[str, pa.Table]]:
         yield f"cluster={number}/{name}", rows.slice(start, stop - start)
 
 
-def _schema(source: pa.Schema, task: AssignTask, assigner: Assigner) -> pa.Schema:
-    fields = [*(source.field(name) for name in task.keep), *_fields(task.top)]
-    return pa.schema(fields, metadata=task.metadata | {"raydkm.index": json.dumps(asdict(assigner.choice))})
-
-
-def _fields(top: int | None) -> list[pa.Field]:
+def fields_of(top: int | None) -> list[pa.Field]:
     """What is written besides the kept columns."""
     fields = [
         pa.field("cluster", pa.int32(), nullable=False),
@@ -356,6 +356,11 @@ def _fields(top: int | None) -> list[pa.Field]:
             pa.field("top_posteriors", pa.list_(pa.float32(), top)),
         ]
     return fields
+
+
+def _schema(source: pa.Schema, task: AssignTask, assigner: Assigner) -> pa.Schema:
+    fields = [*(source.field(name) for name in task.keep), *fields_of(task.top)]
+    return pa.schema(fields, metadata=task.metadata | {"raydkm.index": json.dumps(asdict(assigner.choice))})
 
 
 def _check_dim(rows: NDArray, model: Model, where: str) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import cache
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -39,7 +41,10 @@ from raydkm.serve.tokens import Tokens
 
 logger = logging.getLogger("raydkm")
 
-_PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -52,8 +57,17 @@ def _body(schema: type, **others: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def create_app(service: Service, tokens: Tokens) -> FastAPI:
-    """The application of a replica; it is served by Ray Serve, or any ASGI server."""
+def create_app(service: Service, tokens: Tokens, hosts: Collection[str] | None = None) -> FastAPI:
+    """The application of a replica; it is served by Ray Serve, or any ASGI server.
+
+    Parameters
+    ----------
+    service : Service
+    tokens : Tokens
+    hosts : collection of str, optional
+        Names by which it may be asked. Without tokens, a page from elsewhere could let a browser ask by a name of its
+        own that leads to loopback.
+    """
 
     @asynccontextmanager
     async def follow(_: FastAPI) -> AsyncIterator[None]:
@@ -61,13 +75,25 @@ def create_app(service: Service, tokens: Tokens) -> FastAPI:
         yield
         task.cancel()
 
-    app = FastAPI(title="raydkm", version=version_of("raydkm"), lifespan=follow, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="raydkm",
+        version=version_of("raydkm"),
+        lifespan=follow,
+        docs_url=None,
+        redoc_url=None,
+        responses=_refusals(400, 500),
+    )
     _answer_errors_alike(app)
+    bearer = [Security(HTTPBearer(auto_error=False, scheme_name="token"))]  # for OpenAPI; `tokens` checks
 
     @app.middleware("http")
     async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         began = time.perf_counter()
-        response = await call_next(request)
+        try:
+            response = _refused_host(request, hosts) or await call_next(request)
+        except Exception:  # here, and not in a handler, which comes after this
+            logger.exception("%s %s failed", request.method, request.url.path)
+            response = RefusalError(500, "the service failed on this request; its log says why").response()
         route = getattr(request.scope.get("route"), "path", "none")
         service.telemetry.request(route, response.status_code, time.perf_counter() - began)
         return response
@@ -75,7 +101,8 @@ def create_app(service: Service, tokens: Tokens) -> FastAPI:
     @app.post(
         "/v1/assign",
         response_model=AssignReply,
-        responses={200: {"content": {ARROW: _BINARY}}, **_refusals(400, 401, 408, 413, 415, 422, 503)},
+        dependencies=bearer,
+        responses={200: {"content": {ARROW: _BINARY}}, **_refusals(401, 408, 413, 415, 422, 503)},
         openapi_extra=_body(AssignRequest, **{ARROW: _BINARY, NPY: _BINARY}),
     )
     async def assign(
@@ -88,25 +115,28 @@ def create_app(service: Service, tokens: Tokens) -> FastAPI:
         kind = _kind(request)
         if kind not in (JSON, ARROW, NPY):
             raise RefusalError(415, f"content type {kind or 'missing'}: send one of {JSON}, {ARROW}, {NPY}")
-        body = await _read(request, config.request_megabytes, config.body_timeout)
-        rows, top = await asyncio.to_thread(decode, body, kind, version.model, top, config.request_vectors)
-        if top is not None and top > version.most:
-            raise RefusalError(422, f"top {top}: at most {version.most} here")
-        found = await service.assign(version, rows, top)
+        with service.holding(_announced(request, config.request_megabytes)):
+            body = await _read(request, config.request_megabytes, config.body_timeout)
+            rows, top = await asyncio.to_thread(decode, body, kind, version.model, top, config.request_vectors)
+            del body
+            if top is not None and top > version.most:
+                raise RefusalError(422, f"top {top}: at most {version.most} here")
+            found = await service.batcher.assign(version, rows, top)
         as_arrow = ARROW in request.headers.get("accept", "")
         content = await asyncio.to_thread(reply_arrow if as_arrow else reply_json, found, version.checksum, top)
         return Response(content, media_type=ARROW if as_arrow else JSON)
 
-    @app.get("/v1/model", responses=_refusals(401, 503))
-    async def model(request: Request) -> ModelReply:
+    @app.get("/v1/model", response_model=ModelReply, dependencies=bearer, responses=_refusals(401, 503))
+    async def model(request: Request) -> Response:
         """Tell what the model is, and how it was made."""
         tokens.check(request.headers.get("authorization"))
-        return service.describe()
+        return Response(service.version.report, media_type=JSON)
 
     @app.post(
         "/v1/reload",
         response_model=ReloadReply,
-        responses=_refusals(400, 401, 403, 408, 413, 415, 422, 503),
+        dependencies=bearer,
+        responses=_refusals(401, 403, 408, 413, 415, 422, 503),
         openapi_extra=_body(ReloadRequest),
     )
     async def reload(request: Request) -> ReloadReply:
@@ -128,7 +158,7 @@ def create_app(service: Service, tokens: Tokens) -> FastAPI:
         """Tell whether there is a model to assign with."""
         return {"status": "ready", "model": service.version.checksum}
 
-    @app.get("/metrics", responses=_refusals(401, 503), response_class=Response)
+    @app.get("/metrics", dependencies=bearer, responses=_refusals(401, 503), response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """Tell Prometheus of the replica that answers."""
         tokens.check(request.headers.get("authorization"))
@@ -153,12 +183,24 @@ def _kind(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
+def _refused_host(request: Request, hosts: Collection[str] | None) -> Response | None:
+    host = re.sub(r":\d+$", "", request.headers.get("host", "")).lower()
+    if hosts is None or host in hosts:
+        return None
+    return RefusalError(400, f"host {host}: without tokens this is answered at {', '.join(sorted(hosts))}").response()
+
+
+def _announced(request: Request, megabytes: float) -> int:
+    """The size of the body, which may be any up to the greatest where it is not told."""
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdecimal() else int(megabytes * 1e6)
+
+
 async def _read(request: Request, megabytes: float, seconds: float) -> bytes:
     """The body, within its size and its time."""
     too_large = RefusalError(413, f"a body of more than {megabytes:g} MB", {"Connection": "close"})
     most = megabytes * 1e6
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > most:
+    if _announced(request, megabytes) > most:
         raise too_large
 
     async def read() -> bytes:
@@ -192,8 +234,3 @@ def _answer_errors_alike(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return RefusalError(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}").response()
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        logger.exception("%s %s failed", request.method, request.url.path, exc_info=error)
-        return RefusalError(500, "the service failed on this request; its log says why").response()

@@ -18,6 +18,9 @@ from raydkm.errors import InputError, RaydkmError
 
 _ARROW = "application/vnd.apache.arrow.stream"
 
+#: Most seconds that are waited before a request is sent again, whatever the service asks for.
+LONGEST_WAIT = 30.0
+
 
 class ServiceError(RaydkmError):
     """The service refused a request, or could not be reached."""
@@ -38,20 +41,24 @@ class Client:
     timeout : float
         Seconds that an answer may take.
     retries : int
-        How often a request is sent again after 503, or where the connection broke.
+        How often a request is sent again after 503, or where the connection broke or the replica died; not after a
+        timeout.
 
     Attributes
     ----------
     model : str or None
-        SHA-256 of the model that gave the last answer.
+        SHA-256 of the tensors of the model that gave the last answer.
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 60.0, retries: int = 5):
-        parts = urllib.parse.urlsplit(url)
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        if parts.scheme not in kinds or not parts.netloc:
-            raise ServiceError(f"endpoint {url!r}: expected http://host:port or https://host:port")
-        self._connection = kinds[parts.scheme](parts.netloc, timeout=timeout)
+        try:
+            parts = urllib.parse.urlsplit(url)
+            if not parts.hostname:
+                raise ValueError("no host")
+            self._connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=timeout)
+        except (KeyError, ValueError):
+            raise ServiceError(f"endpoint {url!r}: expected http://host:port or https://host:port") from None
         self._url, self._path = url, parts.path.rstrip("/")
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._retries = retries
@@ -66,10 +73,10 @@ class Client:
             Where the service refuses them, or cannot be reached.
         """
         table = self.assign_table(rows, top)
-        assert table.schema.metadata is not None
-        lists = top is not None
-        clusters = _matrix(table["top_clusters"], top) if lists else table["cluster"].to_numpy()[:, None]
-        posteriors = _matrix(table["top_posteriors"], top) if lists else table["posterior"].to_numpy()[:, None]
+        if top is None:
+            clusters, posteriors = table["cluster"].to_numpy()[:, None], table["posterior"].to_numpy()[:, None]
+        else:
+            clusters, posteriors = _matrix(table["top_clusters"], top), _matrix(table["top_posteriors"], top)
         return Assignment(clusters, posteriors, table["distance"].to_numpy(), table["entropy"].to_numpy())
 
     def assign_table(self, rows: ArrayLike, top: int | None = None) -> pa.Table:
@@ -116,15 +123,20 @@ class Client:
                 self._connection.request(method, self._path + path, body, headers)
                 response = self._connection.getresponse()
                 content = response.read()
-            except (OSError, http.client.HTTPException) as error:
+            except (ConnectionError, http.client.HTTPException) as error:
                 self._connection.close()
                 if last:
                     raise ServiceError(f"{self._url}: {type(error).__name__}: {error}") from None
                 _wait(attempt, None)
                 continue
+            except OSError as error:  # also a timeout: what took too long once would again, and load the service more
+                self._connection.close()
+                raise ServiceError(f"{self._url}: {type(error).__name__}: {error}") from None
             if response.status < 400:
                 return content
-            if response.status != 503 or last:
+            of_service = "json" in (response.getheader("Content-Type") or "")
+            lost = response.status == 500 and not of_service  # Serve's proxy says so of a replica that died
+            if last or not (response.status == 503 or lost):
                 raise ServiceError(f"{self._url}: {response.status}: {_reason(content)}", response.status)
             _wait(attempt, response.getheader("Retry-After"))
         raise AssertionError("unreachable")
@@ -132,7 +144,7 @@ class Client:
 
 def _wait(attempt: int, asked: str | None) -> None:
     """As long as the service asked for, and longer each time, with some chance so that clients do not come at once."""
-    least = float(asked) if asked is not None and asked.isdecimal() else 0.1
+    least = min(float(asked), LONGEST_WAIT) if asked is not None and asked.isdecimal() else 0.1
     time.sleep(least + random.random() * 0.1 * 2**attempt)
 
 
@@ -143,5 +155,5 @@ def _reason(content: bytes) -> str:
         return content[:200].decode(errors="replace")
 
 
-def _matrix(column: pa.ChunkedArray, width: int | None) -> NDArray:
+def _matrix(column: pa.ChunkedArray, width: int) -> NDArray:
     return column.combine_chunks().flatten().to_numpy().reshape(len(column), width)

@@ -15,38 +15,44 @@ from raydkm.data.columns import Columns, check_rows
 from raydkm.errors import InputError
 from raydkm.model import Model
 from raydkm.serve.errors import RefusalError
-from raydkm.serve.schemas import ARROW, JSON, NPY, AssignRequest
+from raydkm.serve.schemas import ARROW, JSON, AssignRequest
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
 
 #: A matrix of these may be assigned; other numbers have no place in a feature vector (see `Columns`).
 _DTYPES = ("float16", "float32", "float64", "int8", "uint8")
 
+_NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
 
 def decode(body: bytes, kind: str, model: Model, top: int | None, most: int) -> tuple[NDArray, int | None]:
-    """Vectors (n, d) of a body, checked for `model`, and `top`, which JSON has in its body.
+    """Vectors (n, d) of a JSON, Arrow or .npy body, checked for `model`, and `top`, which JSON has in its body.
 
     Raises
     ------
     RefusalError
-        415 for another kind of body, 413 for more than `most` vectors, 400 for one that cannot be read, 422 for vectors
+        413 for more than `most` vectors, 415 for a compressed body, 400 for one that cannot be read, 422 for vectors
         that the model cannot take.
     """
     try:
         if kind == JSON:
             if top is not None:
                 raise RefusalError(422, "top: of a JSON request it belongs into the body, not into the query")
+            _check_size(body, model.dim, most)
             asked = parse(AssignRequest, body)
-            rows, top = _from_lists(asked.vectors, most), asked.top
+            rows, top = _from_lists(asked.vectors), asked.top
         elif kind == ARROW:
             rows = _from_arrow(body, model)
-        elif kind == NPY:
-            rows = _from_npy(body)
         else:
-            raise RefusalError(415, f"content type {kind or 'missing'}: send one of {JSON}, {ARROW}, {NPY}")
+            rows = _from_npy(body)
         _check(rows, model, most)
     except InputError as error:
         raise RefusalError(422, str(error)) from None
+    except RefusalError:
+        raise
+    except Exception as error:  # noqa: BLE001 - readers of damaged bodies raise whatever they stumble over
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise RefusalError(400, f"not a whole body of {kind}: {reason[0]}") from None
     return rows, top
 
 
@@ -61,8 +67,13 @@ def parse(schema: type[_Schema], body: bytes) -> _Schema:
         raise RefusalError(400 if first["type"] == "json_invalid" else 422, reason) from None
 
 
-def _from_lists(vectors: list[list[float]], most: int) -> NDArray[np.float64]:
-    _check_count(len(vectors), most)
+def _check_size(body: bytes, dim: int, most: int) -> None:
+    """Refuse by its brackets and commas a text whose lists would take many times its own memory."""
+    if body.count(b"[") > most + 1 or body.count(b",") > most * dim:
+        raise RefusalError(413, f"more lists or numbers than {most} vectors of {dim} have; a request may have so many")
+
+
+def _from_lists(vectors: list[list[float]]) -> NDArray[np.float64]:
     width = len(vectors[0])
     for number, vector in enumerate(vectors):
         if len(vector) != width:
@@ -71,31 +82,35 @@ def _from_lists(vectors: list[list[float]], most: int) -> NDArray[np.float64]:
 
 
 def _from_arrow(body: bytes, model: Model) -> NDArray:
-    try:
-        with pa.ipc.open_stream(body) as reader:
-            schema = reader.schema
-        names = schema.names
-        columns = Columns.named(names[0] if len(names) == 1 else model.config.column, None, names)
-        columns.check(schema, "the body")
-        if _is_compressed(body):
-            raise RefusalError(415, "a compressed Arrow stream, of unknown size; send it without compression")
-        with pa.ipc.open_stream(body) as reader:
-            table = reader.read_all()
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, struct.error) as error:
-        raise RefusalError(400, f"not a whole Arrow IPC stream: {str(error).splitlines()[0]}") from None
+    with pa.ipc.open_stream(body) as reader:
+        schema = reader.schema
+    names = schema.names
+    columns = Columns.named(names[0] if len(names) == 1 else model.config.column, None, names)
+    columns.check(schema, "the body")
+    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
+        _check_message(message)
+    with pa.ipc.open_stream(body) as reader:
+        table = reader.read_all()
+    table.validate(full=True)
     return columns.extract(table, "the body", 0, unit=False).rows
 
 
-def _is_compressed(body: bytes) -> bool:
-    """Whether a record batch of an Arrow stream is: field 3 of the RecordBatch, field 2 of the Message that has it."""
-    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
-        if message.type == "record batch":
-            metadata = message.metadata.to_pybytes()
-            header = _field(metadata, struct.unpack_from("<I", metadata)[0], 2)
-            if header is None or _field(metadata, header, 3) is not None:
-                return True
-    return False
+def _check_message(message: pa.ipc.Message) -> None:
+    """Refuse all that may be compressed, so that a body of known size is one of unknown size.
+
+    A RecordBatch tells by its field 3, but the Message around it (its field 2) may tell too, in metadata of its own
+    (field 4). Batches of dictionaries are records in another table; they are not needed for vectors.
+    """
+    if message.type not in ("schema", "record batch"):
+        raise RefusalError(415, f"an Arrow stream with a message of the kind {message.type}; send record batches alone")
+    if message.type == "record batch":
+        content = message.metadata.to_pybytes()
+        root = struct.unpack_from("<I", content)[0]
+        header = _field(content, root, 2)
+        if header is None or _field(content, header, 3) is not None or _field(content, root, 4) is not None:
+            raise RefusalError(
+                415, "an Arrow stream that is compressed, or has metadata of batches; send it without either"
+            )
 
 
 def _field(flatbuffer: bytes, table: int, number: int) -> int | None:
@@ -109,12 +124,10 @@ def _field(flatbuffer: bytes, table: int, number: int) -> int | None:
 
 def _from_npy(body: bytes) -> NDArray:
     stream = io.BytesIO(body)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(stream)
-    except (ValueError, KeyError) as error:
-        raise RefusalError(400, f"not an .npy array: {str(error).splitlines()[0]}") from None
+    version = np.lib.format.read_magic(stream)
+    if version not in _NPY_HEADERS:
+        raise RefusalError(400, f"an .npy array of version {version}; expected 1.0 or 2.0")
+    shape, fortran, dtype = _NPY_HEADERS[version](stream)
     if len(shape) != 2 or dtype.name not in _DTYPES:
         raise RefusalError(422, f"an array {shape} of {dtype}; expected (n, d) of one of {', '.join(_DTYPES)}")
     content = memoryview(body)[stream.tell() :]
@@ -127,12 +140,8 @@ def _from_npy(body: bytes) -> NDArray:
 def _check(rows: NDArray, model: Model, most: int) -> None:
     if not len(rows):
         raise RefusalError(422, "no vectors")
-    _check_count(len(rows), most)
+    if len(rows) > most:
+        raise RefusalError(413, f"{len(rows)} vectors; a request may have {most}")
     if rows.shape[1] != model.dim:
         raise RefusalError(422, f"vectors of {rows.shape[1]} dimensions, the model has {model.dim}")
     check_rows(rows, lambda row: f"vector {row}", unit=model.config.metric == "cosine")
-
-
-def _check_count(count: int, most: int) -> None:
-    if count > most:
-        raise RefusalError(413, f"{count} vectors; a request may have {most}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from raydkm.engine.assign import Assignment
+from raydkm.engine.assign import Assignment, arrays_of, fields_of
 
 JSON, ARROW, NPY = "application/json", "application/vnd.apache.arrow.stream", "application/x-npy"
 
@@ -28,7 +27,7 @@ class AssignRequest(_Strict):
 class AssignReply(BaseModel):
     """One entry a vector, in the order of the request."""
 
-    model: str = Field(description="SHA-256 of the model that answered.")
+    model: str = Field(description="SHA-256 of the tensors of the model that answered.")
     cluster: list[int]
     distance: list[float] = Field(description="Euclidean, to the cluster's prototype.")
     posterior: list[float] = Field(description="Of the cluster.")
@@ -55,7 +54,8 @@ class ModelReply(BaseModel):
     """What the model is, and how it was made."""
 
     name: str
-    model: str = Field(description="SHA-256 of the model.")
+    model: str = Field(description="SHA-256 of the model's tensors.")
+    column: str | None = Field(description="The feature column of the fit; null where an array was fitted.")
     objective: str
     metric: str
     clusters: int
@@ -63,17 +63,18 @@ class ModelReply(BaseModel):
     temperature: float
     collapse_temperature: float | None
     balance: float
-    loss: float
+    loss: float | None = Field(description="Of the last step; null after partial_fit.")
     inertia: float
     rows: int
     steps: int
-    stopped: str
+    stopped: str | None = Field(description="By which rule the fit ended; null after partial_fit.")
     created: str
-    seconds: float
+    seconds: float | None = Field(description="Of the fit; null after partial_fit.")
     counts: list[float] = Field(description="Weight of the training rows of each cluster.")
     history: list[float] = Field(description="The objective after each step.")
     max_top: int
     max_vectors: int
+    max_megabytes: float
 
 
 class ErrorReply(BaseModel):
@@ -98,19 +99,8 @@ def reply_json(found: Assignment, checksum: str, top: int | None) -> bytes:
 
 def reply_arrow(found: Assignment, checksum: str, top: int | None) -> bytes:
     """The same as an Arrow IPC stream, with the columns of a batch assignment."""
-    columns = {
-        "cluster": pa.array(np.ascontiguousarray(found.clusters[:, 0])),
-        "distance": pa.array(found.distance),
-        "posterior": pa.array(np.ascontiguousarray(found.posteriors[:, 0])),
-        "entropy": pa.array(found.entropy),
-    }
-    fields = [pa.field(name, column.type, nullable=False) for name, column in columns.items()]
-    if top is not None:
-        for name, lists in (("top_clusters", found.clusters), ("top_posteriors", found.posteriors)):
-            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(lists).reshape(-1)), top)
-            fields.append(pa.field(name, columns[name].type))
-    schema = pa.schema(fields, metadata={"raydkm.model": checksum})
+    schema = pa.schema(fields_of(top), metadata={"raydkm.model": checksum})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as writer:
-        writer.write_table(pa.Table.from_arrays(list(columns.values()), schema=schema))
+        writer.write_batch(pa.RecordBatch.from_arrays(arrays_of(found, top), schema=schema))
     return sink.getvalue().to_pybytes()

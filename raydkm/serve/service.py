@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
-from numpy.typing import NDArray
-
-from raydkm.engine.assign import Assignment
 from raydkm.errors import ModelError, RaydkmError
 from raydkm.serve.batching import Batcher
 from raydkm.serve.errors import RefusalError
-from raydkm.serve.schemas import ModelReply
 from raydkm.serve.settings import ServeConfig
 from raydkm.serve.telemetry import Telemetry
-from raydkm.serve.versions import Choice, Version
+from raydkm.serve.versions import Choice, Told, Version
 
 logger = logging.getLogger("raydkm")
 
 #: Seconds between looks at which model is to be served.
 LOOK_EVERY = 1.0
+
+#: Seconds after which a model that another replica took, and this one could not, is tried again.
+RETRY_AFTER = 30.0
 
 
 class Service:
@@ -41,11 +44,13 @@ class Service:
         self._compute = ThreadPoolExecutor(1, "assign")
         self.batcher = Batcher(self._compute, config.batch_vectors, config.queue_vectors, self.telemetry.batch)
         self._version: Version | None = None
-        self._failed = ""
+        self._failed: Told | None = None
+        self._retry_at = 0.0
+        self._held = 0  # bytes
         self._changing = asyncio.Lock()
 
     @property
-    def ready(self) -> bool:
+    def has_model(self) -> bool:
         return self._version is not None
 
     @property
@@ -55,75 +60,80 @@ class Service:
             raise RefusalError(503, "the model is being loaded", {"Retry-After": "1"})
         return self._version
 
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Room for a body of so many bytes; refuse it (503) where those of other requests have taken it."""
+        if self._held and self._held + size > self.config.queue_megabytes * 1e6:
+            reason = f"bodies of {self._held / 1e6:.0f} MB are being answered; try again in 1 s"
+            raise RefusalError(503, reason, {"Retry-After": "1", "Connection": "close"})
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
+
     async def configure(self, model: str) -> None:
         """Serve the model at `model`, or that of the last reload since it was configured."""
-        self._choice.configure(model)
-        await self._go_over(self._choice.path())
+        async with self._changing:
+            self._choice.configured = os.path.abspath(model)
+            told = await asyncio.to_thread(self._choice.told)
+            if told is None or not await self._followed(told):
+                self._install(await self._loaded(self._choice.configured))
+            await asyncio.to_thread(self._choice.forget)
 
     async def reload(self, name: str) -> tuple[Version, Version]:
         """Go over to a model of the directory, here and in all replicas; return the versions before and after."""
         path = self._choice.resolve(name)
-        before = self.version
-        try:
-            after = await self._go_over(path, dim=before.model.dim)
-        except RaydkmError as error:
-            raise RefusalError(422, f"model {name!r} was not taken, {before.name} still answers: {error}") from None
-        self._choice.tell(path)
-        return before, after
+        async with self._changing:
+            before = self.version
+            try:
+                after = await self._loaded(path, dim=before.model.dim)
+                await asyncio.to_thread(self._choice.tell, after.told)
+            except (RaydkmError, OSError) as error:
+                raise RefusalError(422, f"model {name!r} was not taken, {before.name} still answers: {error}") from None
+            self._install(after)
+            return before, after
 
     async def follow(self) -> None:
         """Go over to what another replica was told to; never returns."""
         while True:
             await asyncio.sleep(LOOK_EVERY)
             try:
-                path = await asyncio.to_thread(self._choice.path)
-                if self._version is not None and path not in (self._version.path, self._failed):
-                    self._failed = path  # unless it succeeds, once is enough
-                    await self._go_over(path, dim=self._version.model.dim)
-            except (RaydkmError, OSError, ValueError, LookupError) as error:
-                logger.error("the model before still answers: %s", error)
+                async with self._changing:
+                    told = await asyncio.to_thread(self._choice.told)
+                    if self._version is not None and told not in (None, self._version.told):
+                        await self._followed(told, dim=self._version.model.dim)
+            except Exception:  # it must go on
+                logger.exception("the look at which model is to be served failed")
 
-    async def assign(self, version: Version, rows: NDArray, top: int | None) -> Assignment:
-        """Assign checked rows; see `Batcher`."""
-        return await self.batcher.assign(version, rows, top)
+    async def _followed(self, told: Told, dim: int | None = None) -> bool:
+        """Whether it could be gone over to what another replica was told; after a failure it is left for a while."""
+        if told == self._failed and time.monotonic() < self._retry_at:
+            return False
+        try:
+            version = await self._loaded(told.path, dim)
+            if version.told != told:
+                raise ModelError(f"{told.path}: not the model that was there at the reload")
+        except Exception as error:  # noqa: BLE001 - the model that answers, or the configured one, does so in any case
+            self._failed, self._retry_at = told, time.monotonic() + RETRY_AFTER
+            logger.error("a reload is not followed: %s", error)
+            return False
+        self._install(version)
+        return True
 
-    async def _go_over(self, path: str, dim: int | None = None) -> Version:
-        async with self._changing:
-            try:
-                version = await asyncio.to_thread(Version.loaded, path, self.config)
-                if dim not in (None, version.model.dim):
-                    raise ModelError(f"{path}: of {version.model.dim} dimensions, not {dim}")
-                await asyncio.get_running_loop().run_in_executor(self._compute, version.try_out)
-            except Exception:
-                self.telemetry.reload("refused")
-                raise
-            self._version, self._failed = version, ""
-            self.telemetry.reload("taken")
-            logger.info("serving %s, model %s", path, version.checksum[:12])
-            return version
+    async def _loaded(self, path: str, dim: int | None = None) -> Version:
+        """A verified and tried version of the model at `path`, of the dimension `dim` if one is given."""
+        try:
+            version = await asyncio.to_thread(Version.loaded, path, self.config)
+            if dim not in (None, version.model.dim):
+                raise ModelError(f"{path}: of {version.model.dim} dimensions, not {dim}")
+            await asyncio.get_running_loop().run_in_executor(self._compute, version.try_out)
+        except Exception:
+            self.telemetry.reload("refused")
+            raise
+        return version
 
-    def describe(self) -> ModelReply:
-        version = self.version
-        model, record = version.model, version.model.record
-        return ModelReply(
-            name=version.name,
-            model=version.checksum,
-            objective=model.config.objective,
-            metric=model.config.metric,
-            clusters=model.clusters,
-            dim=model.dim,
-            temperature=model.temperature,
-            collapse_temperature=record["collapse_temperature"],
-            balance=model.config.balance,
-            loss=model.history[-1]["objective"],
-            inertia=record["inertia"],
-            rows=record["rows"],
-            steps=record["steps"],
-            stopped=record["stopped"],
-            created=record["created"],
-            seconds=record["seconds"]["total"],
-            counts=model.counts.tolist(),
-            history=[entry["objective"] for entry in model.history],
-            max_top=version.most,
-            max_vectors=self.config.request_vectors,
-        )
+    def _install(self, version: Version) -> None:
+        self._version, self._failed = version, None
+        self.telemetry.reload("taken")
+        logger.info("serving %s, model %s", version.path, version.checksum[:12])

@@ -29,7 +29,12 @@ class ServeConfig(_Frozen):
     queue_vectors: int = Field(
         65_536, ge=1, description="Vectors that may wait in a replica; a request beyond gets 503 and Retry-After."
     )
-    queue_requests: int = Field(256, ge=1, description="Requests at once in a replica; as many more may wait for one.")
+    queue_megabytes: float = Field(
+        256, gt=0, description="Bodies, in 10^6 bytes, of the requests in a replica; one beyond gets 503 unread."
+    )
+    queue_requests: int = Field(
+        256, ge=1, description="Requests at once in a replica; as many more may wait at each proxy."
+    )
     drain: float = Field(30.0, ge=0, description="Seconds in which a replica that is stopped may end its requests.")
 
 

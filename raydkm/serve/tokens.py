@@ -56,9 +56,12 @@ def _digests(name: str, environment: Mapping[str, str]) -> tuple[str, ...]:
     found = environment.get(name, "").split(",")
     if path := environment.get(f"{name}_FILE"):
         try:
-            found += Path(path).read_text().splitlines()
+            of_file = Path(path).read_text().split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{name}_FILE: {path} cannot be read ({error})") from None
+        if not "".join(of_file).strip():
+            raise ConfigError(f"{name}_FILE: there is no token in {path}")
+        found += of_file
     tokens = [token.strip() for token in found if token.strip()]
     if any(len(token) < SHORTEST for token in tokens):
         raise ConfigError(f"{name}: a token of less than {SHORTEST} characters can be guessed; choose longer ones")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 
 import raydkm
 from raydkm.serve.client import Client
@@ -91,5 +95,19 @@ def service(models: Path) -> Iterator[Running]:
         )
         ray_serve.start(str(models / "first"), config, ServeAddress(port=port))
         yield Running(port, models)
-        ray_serve.stop()
+        ray_serve.stop(config.drain)
         ray.shutdown()
+
+
+@contextmanager
+def over_http(app: FastAPI) -> Iterator[str]:
+    """The URL of an application that a thread of this process serves, with no Ray around it."""
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()

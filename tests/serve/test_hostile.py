@@ -38,11 +38,35 @@ def vectors(*rows: Any, **more: Any) -> str:
     return json.dumps({"vectors": list(rows), **more})
 
 
+def npy_of(header: str) -> bytes:
+    """An .npy file without content whose header is any text."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+def with_extension() -> bytes:
+    return arrow(x=pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)], pa.binary(16))))
+
+
+def with_a_name_that_is_no_text() -> bytes:
+    return arrow(xxxx=[GOOD]).replace(b"xxxx", b"\xff\xfe\xff\xfe")
+
+
+def with_two_columns_of_a_name() -> bytes:
+    column = pa.array([GOOD], pa.list_(pa.float32(), DIM))
+    batch, sink = pa.record_batch([column, column], ["x", "x"]), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
 LARGE_HEADER = npy(np.zeros((1, DIM))).replace(b"(1, 4), ", b"(999999999999, 4), ", 1)[:200]
 
 HOSTILE = {
     "not JSON": (JSON, "{", 400, "JSON"),
-    "deep JSON": (JSON, "[" * 100_000, 400, "JSON"),
+    "deep JSON": (JSON, "[" * 2_000, 400, "JSON"),
+    "deeper JSON": (JSON, "[" * 100_000, 413, "lists"),
+    "JSON of empty lists": (JSON, f'{{"vectors": [{"[]," * 3000}[]]}}', 413, "lists"),
+    "JSON of many numbers": (JSON, f'{{"vectors": [[{"1," * 9000}1]]}}', 413, "numbers"),
     "no vectors": (JSON, "{}", 422, "vectors"),
     "empty list": (JSON, vectors(), 422, "vectors"),
     "empty vector": (JSON, vectors([]), 422, "0 dimensions"),
@@ -57,21 +81,33 @@ HOSTILE = {
     "wrong dimension": (JSON, vectors([*GOOD, 1.0]), 422, "5 dimensions, the model has 4"),
     "top too large": (JSON, vectors(GOOD, top=6), 422, "at most 5"),
     "top of zero": (JSON, vectors(GOOD, top=0), 422, "top"),
-    "too many vectors": (JSON, vectors(*[GOOD] * 2001), 413, "2001 vectors"),
+    "too many vectors": (JSON, vectors(*[GOOD] * 2001), 413, "2000 vectors of 4"),
     "too large a body": (JSON, " " * 1_000_001, 413, "1 MB"),
     "wrong content type": ("text/csv", "1,2,3,4", 415, "text/csv"),
     "form": ("multipart/form-data; boundary=x", "--x--", 415, "multipart"),
-    "truncated Arrow": (ARROW, arrow(x=[GOOD] * 9)[:-90], 400, "Arrow"),
-    "no Arrow": (ARROW, b"\x00" * 64, 400, "Arrow"),
-    "empty Arrow": (ARROW, b"", 400, "Arrow"),
+    "truncated Arrow": (ARROW, arrow(x=[GOOD] * 9)[:-90], 400, "not a whole body"),
+    "no Arrow": (ARROW, b"\x00" * 64, 400, "not a whole body"),
+    "empty Arrow": (ARROW, b"", 400, "not a whole body"),
     "compressed Arrow": (ARROW, arrow("zstd", x=[GOOD] * 9), 415, "compress"),
     "ragged Arrow": (ARROW, arrow(x=[GOOD, GOOD[1:]]), 422, "row 1"),
     "Arrow with nulls": (ARROW, arrow(x=[GOOD, None]), 422, "null"),
     "Arrow with NaN": (ARROW, arrow(x=[GOOD, [np.nan] * DIM]), 422, "NaN"),
     "Arrow of text": (ARROW, arrow(x=["a"]), 422, "string"),
     "Arrow without rows": (ARROW, arrow(x=pa.array([], pa.list_(pa.float32(), DIM))), 422, "no vectors"),
+    "Arrow with an extension type": (ARROW, with_extension(), 422, "uuid"),
+    "Arrow whose name is no text": (ARROW, with_a_name_that_is_no_text(), 400, "utf-8"),
+    "Arrow with two columns of a name": (ARROW, with_two_columns_of_a_name(), 422, "feature column"),
+    ".npy of 0 columns": (NPY, npy_of("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 0)}\n"), 422, "0 dim"),
+    ".npy of 10^30 rows": (NPY, npy_of(f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**30}, 0)}}"), 400, ""),
+    ".npy whose header is no Python": (NPY, npy_of("{'descr': '"), 400, ""),
+    ".npy whose header is a list": (NPY, npy_of("[[], {}]"), 400, ""),
+    ".npy whose dtype is a list": (NPY, npy_of("{'descr': [()], 'fortran_order': False, 'shape': (1, 4)}"), 400, ""),
+    ".npy whose keys differ": (NPY, npy_of("{1: 2, 'descr': 3, None: 4}"), 400, ""),
+    ".npy whose header is deep": (NPY, npy_of("(" * 5000 + ")" * 4000), 400, ""),
+    ".npy whose header is deeper": (NPY, npy_of("-" * 9000 + "1"), 400, ""),
+    ".npy of version 3": (NPY, b"\x93NUMPY\x03\x00" + bytes(60), 400, "version"),
     "pickle in .npy": (NPY, npy(np.array([[print]], dtype=object)), 422, "object"),
-    "pickle": (NPY, pickle.dumps([GOOD]), 400, ".npy"),
+    "pickle": (NPY, pickle.dumps([GOOD]), 400, "magic string"),
     "truncated .npy": (NPY, npy(np.zeros((9, DIM)))[:-1], 400, "287 bytes"),
     ".npy that announces 32 TB": (NPY, LARGE_HEADER, 400, "bytes for"),
     ".npy of one axis": (NPY, npy(np.zeros(DIM)), 422, "(n, d)"),

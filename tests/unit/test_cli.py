@@ -63,7 +63,7 @@ def test_fit_has_an_option_for_every_parameter() -> None:
 
 def test_assign_has_an_option_for_every_parameter_of_a_run() -> None:
     declared = {f"--{name.replace('_', '-')}" for name in AssignConfig.model_fields}
-    own = {"--out", "--top", "--keep", "--column", "--reading", "--overwrite", "--json"}
+    own = {"--out", "--top", "--keep", "--column", "--reading", "--endpoint", "--overwrite", "--json"}
     assert options_of("assign") == declared | own
 
 

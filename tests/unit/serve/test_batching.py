@@ -80,21 +80,58 @@ def test_a_request_beyond_the_queue_is_told_when_to_come_again() -> None:
     assert int(found[2].headers["Retry-After"]) >= 1
 
 
+def test_requests_of_two_kinds_that_take_turns_fill_two_batches() -> None:
+    _, batches = run([(10, None, "f4"), (10, 3, "f4"), (10, None, "f8")] * 5)
+    assert batches == [(50, 5)] * 3
+
+
+def test_a_wait_is_told_that_a_client_may_keep() -> None:
+    batcher = Batcher(None, 100, 100, lambda *_: None)  # type: ignore[arg-type]
+    batcher.waiting, batcher._seconds_a_vector = 100, 10.0
+    with pytest.raises(BusyError) as refused:
+        asyncio.run(batcher.assign(Version(), np.zeros((1, 2)), None))  # type: ignore[arg-type]
+    assert refused.value.headers["Retry-After"] == "30"
+
+
+@pytest.mark.parametrize("place", ["tell", "assign"])
+def test_a_failure_anywhere_is_the_answer_of_those_who_wait(place: str) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError(place)
+
+    async def main() -> None:
+        version = Version()
+        version.go.set()
+        version.assign = fail if place == "assign" else version.assign  # type: ignore[method-assign, assignment]
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(pool, 100, 100, fail if place == "tell" else lambda *_: None)
+            for _ in range(2):
+                with pytest.raises(RuntimeError, match=place):
+                    await asyncio.wait_for(batcher.assign(version, np.zeros((1, 2)), None), 10)  # type: ignore[arg-type]
+
+    asyncio.run(main())
+
+
 def test_requests_that_nobody_waits_for_are_not_computed() -> None:
     version, batches = Version(), []
 
     async def main() -> None:
         with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(pool, 10, 100, lambda vectors, _: batches.append(vectors))
+            batcher = Batcher(pool, 10, 6, lambda vectors, _: batches.append(vectors))
             rows = np.zeros((3, 2))
-            first, second = (asyncio.ensure_future(batcher.assign(version, rows, None)) for _ in range(2))  # type: ignore[arg-type]
+            first = asyncio.ensure_future(batcher.assign(version, rows, None))  # type: ignore[arg-type]
             while not batches:
                 await asyncio.sleep(0)
+            second, third = (asyncio.ensure_future(batcher.assign(version, rows, top)) for top in (None, 2))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            assert batcher.waiting == 6
             second.cancel()
-            version.go.set()
-            await first
             with pytest.raises(asyncio.CancelledError):
                 await second
+            assert batcher.waiting == 3  # there is room for another
+            fourth = asyncio.ensure_future(batcher.assign(version, rows, None))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            version.go.set()
+            await asyncio.gather(first, third, fourth)
 
     asyncio.run(main())
-    assert batches in ([3], [6])  # both may have been in the first batch
+    assert batches == [3, 3, 3]

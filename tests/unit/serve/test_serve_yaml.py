@@ -21,6 +21,6 @@ def test_serve_yaml_follows_the_schema_of_serve_and_names_what_there_is() -> Non
     [application] = config.applications
     module, _, builder = application.import_path.partition(":")
     assert callable(getattr(import_module(module), builder))
-    assert set(application.args) - {"model", "insecure"} <= set(ServeConfig.model_fields)
+    assert set(application.args) <= set(ServeConfig.model_fields)  # the model is named once, below
     [deployment] = application.deployments
     assert set(deployment.user_config) == {"model"}

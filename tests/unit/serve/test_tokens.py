@@ -53,6 +53,12 @@ def test_bad_configurations_of_tokens(environment: dict[str, str]) -> None:
         Tokens.from_environment(environment)
 
 
+def test_a_file_without_a_token_leaves_no_service_open(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n  \n")
+    with pytest.raises(ConfigError, match="no token in"):
+        Tokens.from_environment({"RAYDKM_TOKENS_FILE": str(tmp_path / "empty")})
+
+
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [

@@ -1,0 +1,56 @@
+"""A service that has more to do than it can."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raydkm.serve import client as client_module
+from raydkm.serve.app import create_app
+from raydkm.serve.client import Client, ServiceError
+from raydkm.serve.service import Service
+from raydkm.serve.settings import ServeConfig
+from raydkm.serve.tokens import Tokens
+from raydkm.serve.versions import Version
+from tests.serve.conftest import DIM, over_http
+
+
+def test_requests_beyond_the_queue_get_503_and_are_answered_when_they_come_again(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(0).standard_normal((4, DIM)).astype(np.float32)
+    service = Service(ServeConfig(queue_vectors=4))
+    asyncio.run(service.configure(str(models / "first")))
+    expected = service.version.assign(rows, None).clusters
+    begun, go, assign = threading.Semaphore(0), threading.Event(), Version.assign
+
+    def held(*arguments: Any) -> Any:
+        begun.release()
+        assert go.wait(30)
+        return assign(*arguments)
+
+    monkeypatch.setattr(Version, "assign", held)
+    monkeypatch.setattr(client_module, "_wait", lambda *_: go.set())  # it comes again when there is room
+    with over_http(create_app(service, Tokens())) as url, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(Client(url).assign, rows)
+        assert begun.acquire(timeout=30)
+        second = pool.submit(Client(url).assign, rows)
+        while not service.batcher.waiting:  # the loop of the server has it
+            assert not second.done()
+        with pytest.raises(ServiceError, match="4 vectors are waiting") as refused:
+            Client(url, retries=0).assign(rows)
+        assert refused.value.status == 503
+        connection = http.client.HTTPConnection(url.removeprefix("http://"))
+        connection.request("POST", "/v1/assign", b'{"vectors": [[0, 0, 0, 0]]}', {"Content-Type": "application/json"})
+        assert int(connection.getresponse().headers["Retry-After"]) >= 1
+        connection.close()
+        third = Client(url).assign(rows)
+        for found in (first.result(30), second.result(30), third):
+            assert np.array_equal(found.clusters, expected)
