@@ -111,7 +111,7 @@ def moment_statistics(frame: Frame, *, covariance: bool) -> Local:
             weight = weights[where]
             weighted = z if batch.weight is None else z * weight[:, None].to(z.dtype)
             first += weighted.sum(0, dtype=torch.float64)
-            square += torch.mv(z.double().square_().T, weight)
+            square += torch.mv(z.double().square().T, weight)
             if covariance:
                 second.addmm_(weighted.T, z)
         into.add("weight", weights.sum())

@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raydkm.atomic import check_apart, check_free, new_directory
+from raydkm.atomic import check_free, new_directory
 from raydkm.data.columns import Columns
 from raydkm.data.files import relative_names
 from raydkm.data.parquet import ParquetTable, scan_file
+from raydkm.data.storage import check_apart
 from raydkm.engine.assign import check_kept, fields_of
 from raydkm.errors import ConfigError, InputError
 from raydkm.serve.client import Client, ServiceError
