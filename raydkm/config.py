@@ -138,7 +138,8 @@ class FitConfig(Problem):
     assignment: Literal["auto", "exact", "approximate"] = Field(
         "auto",
         description="Labels of kmeans in its steps: exact; approximate: the best of the most promising prototypes, "
-        "without balance; auto: approximate from 50,000 clusters on, on a CPU and without balance. The last are exact.",
+        "without balance; auto: approximate from 131,072 clusters on, on a CPU and without balance. "
+        "The last are exact.",
     )
     max_miss: float = Field(
         0.01,

@@ -87,7 +87,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
     device : {"auto", "cpu", "cuda", "cuda:N"}, default="auto"
     precision : {"auto", "fp32", "bf16", "int8"}, default="auto"
     assignment : {"auto", "exact", "approximate"}, default="auto"
-        Of the steps of `kmeans`; "auto" is approximate from 50,000 clusters on, on a CPU and without balance.
+        Of the steps of `kmeans`; "auto" is approximate from 131,072 clusters on, on a CPU and without balance.
     max_miss : float, default=0.01
         Share of the sampled rows to which an approximate assignment may give another label than an exact one.
     column : str, optional

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from raydkm.config import FitConfig
 from raydkm.data.tiers import gib
+from raydkm.engine.loop import MOST_LABELS
 from raydkm.engine.passes import SUMS_BYTES, copies_of_sums
 from raydkm.engine.seed_all import BYTES_A_ROW
 from raydkm.engine.start import seed_rows
 from raydkm.objectives import OBJECTIVES
+from raydkm.ops.last import ROWS_BYTES
 from raydkm.ops.sample import Smallest
 
 #: Of the prototypes, in float64: before and after a step, means, temporaries of the update, and those of the products.
 COPIES_OF_PROTOTYPES = 6
 
-#: A label that a hard step on the CPU keeps of each row for the next one.
-LABEL_BYTES = 4
+#: A label, and what is kept of leading coordinates beside these: of each row, from a hard step on the CPU to the next.
+LABEL_BYTES, BESIDE_COORDINATES = 4, 9
 
 
 def sums_bytes(clusters: int, dim: int) -> int:
@@ -28,9 +30,10 @@ def needs(
     """Bytes, by what takes them, of a worker with `rows` of all `total` rows of `dim` values of `itemsize` bytes."""
     sums, sample = sums_bytes(config.clusters, dim), seed_rows(config, total)
     copies = copies_of_sums(sums, threads) + COPIES_OF_PROTOTYPES
-    remembers = OBJECTIVES[config.objective].hard and not gpu and sums <= SUMS_BYTES
+    remembers = OBJECTIVES[config.objective].hard and not gpu and sums <= SUMS_BYTES and rows <= MOST_LABELS
+    kept = LABEL_BYTES * rows + min(ROWS_BYTES, (dim // 2 + BESIDE_COORDINATES) * rows)
     found = {
-        f"the sums of {config.clusters} clusters take": sums * copies + remembers * (sums + LABEL_BYTES * rows),
+        f"the sums of {config.clusters} clusters take": sums * copies + remembers * (sums + kept),
         f"the seeding sample of {sample} rows takes": Smallest.nbytes(min(sample, rows), dim * itemsize)
         + 4 * dim * sample,
     }
