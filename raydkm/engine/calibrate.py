@@ -50,7 +50,9 @@ def _step_seconds(config: FitConfig, dim: int, dtype: str, threads: int, rows: i
     x, prototypes = _clustered(rows, dim, config.clusters, np.dtype(dtype))
     device = torch.device("cpu")
     with thread_pool(threads) as pool:
-        passes = Passes(RowSource.of(torch.from_numpy(x)), Solo(), device, threads, pool.map)
+        source = RowSource.of(torch.from_numpy(x))
+        source.repeats = False  # all of each step, as of a fit's first ones: later ones go on from what they know
+        passes = Passes(source, Solo(), device, threads, pool.map)
         look, frame = look_at(passes, FitConfig(clusters=1))
         facts = measure(passes, look.extent, frame, covariance=config.has_temperature)
         critical = None if facts.covariance is None else collapse_temperature(facts.covariance)
