@@ -36,7 +36,7 @@ def data(normal_rows: Callable[[int, str], Path]) -> Path:
     return normal_rows(60_000, "ab")
 
 
-@pytest.mark.parametrize("returns", [True, False])
+@pytest.mark.parametrize("returns", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_lost_node_costs_no_bit_whether_it_returns_or_not(
     data: Path, tmp_path: Path, cluster: Cluster, in_background: Callable, returns: bool
 ) -> None:

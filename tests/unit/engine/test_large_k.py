@@ -107,7 +107,7 @@ def test_auto_is_approximate_for_many_hard_clusters_without_balance(options, app
 
 def test_auto_is_exact_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def approximates(assignment: str, device: str) -> bool:
-        config, _ = configure({"clusters": 60_000, "objective": "kmeans", "assignment": assignment})
+        config, _ = configure({"clusters": 200_000, "objective": "kmeans", "assignment": assignment})
         return setting_of(config, None, None, 0.0, None, torch.device(device)).approximate  # type: ignore[arg-type]
 
     assert [approximates("auto", device) for device in ("cpu", "cuda")] == [True, False]
