@@ -41,7 +41,12 @@ def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watc
 def _remembers(objective: Objective, state: State, passes: Passes) -> bool:
     """Whether labels and sums are kept from step to step in this worker: it changes no bit of any."""
     rows, size = passes.source.total // passes.comm.world_size, size_of_sums(objective.fields(state))
-    return objective.remembers and passes.source.repeats and rows <= MOST_LABELS and size <= SUMS_BYTES
+    return objective.remembers and passes.source.repeats and has_room(rows, size)
+
+
+def has_room(rows: int, sums: int) -> bool:
+    """Whether a worker of so many rows, and sums of so many bytes, may keep labels and sums from step to step."""
+    return rows <= MOST_LABELS and sums <= SUMS_BYTES
 
 
 def hold_shares(objective: Objective, state: State, passes: Passes, most: int) -> tuple[State, float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from raydkm.config import FitConfig
 from raydkm.data.tiers import gib
-from raydkm.engine.loop import MOST_LABELS
-from raydkm.engine.passes import SUMS_BYTES, copies_of_sums
+from raydkm.engine.loop import has_room
+from raydkm.engine.passes import copies_of_sums
 from raydkm.engine.seed_all import BYTES_A_ROW
 from raydkm.engine.start import seed_rows
 from raydkm.objectives import OBJECTIVES
@@ -30,7 +30,7 @@ def needs(
     """Bytes, by what takes them, of a worker with `rows` of all `total` rows of `dim` values of `itemsize` bytes."""
     sums, sample = sums_bytes(config.clusters, dim), seed_rows(config, total)
     copies = copies_of_sums(sums, threads) + COPIES_OF_PROTOTYPES
-    remembers = OBJECTIVES[config.objective].hard and not gpu and sums <= SUMS_BYTES and rows <= MOST_LABELS
+    remembers = OBJECTIVES[config.objective].hard and not gpu and has_room(rows, sums)
     kept = LABEL_BYTES * rows + min(ROWS_BYTES, (dim // 2 + BESIDE_COORDINATES) * rows)
     found = {
         f"the sums of {config.clusters} clusters take": sums * copies + remembers * (sums + kept),

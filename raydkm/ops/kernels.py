@@ -156,7 +156,6 @@ def decide(  # type: ignore[no-untyped-def]
     for r in range(approximate.shape[0]):
         i = rows[r]
         for b in range(blocks):
-            # views of blocks: with indices into whole arrays these loops are not vectorised
             most = number(approximate[r, b * BLOCK] + offset[b * BLOCK])
             for k in range(b * BLOCK, b * BLOCK + BLOCK):
                 bound = number(approximate[r, k] + offset[k])
@@ -169,6 +168,7 @@ def decide(  # type: ignore[no-untyped-def]
             for b in range(blocks):
                 if peak[b] > peak[top]:
                     top = b
+            # views of blocks: with indices into whole arrays these loops are not vectorised
             part, of = approximate[r, top * BLOCK : top * BLOCK + BLOCK], offsets[top * BLOCK : top * BLOCK + BLOCK]
             before = np.int32(0)
             for t in range(BLOCK):
@@ -293,22 +293,24 @@ def count_close(x, order, limit):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def shift_rows(x, least):  # type: ignore[no-untyped-def]
-    """Subtract from each row of x (n, d) float32 its largest number, and raise what is below `least` to it.
+def _largest(row):  # type: ignore[no-untyped-def]
+    """The largest number of a row (d,) of float32.
 
-    Their bits, the lower ones of negative numbers flipped, are integers in the same order: maxima of integers are
+    Bits of floats, the lower ones of negative numbers flipped, are integers in the same order: maxima of integers are
     vectorised.
     """
-    bits = x.view(np.int32)
-    word = np.empty(1, np.int32)
-    number = word.view(np.float32)
+    bits, most = row.view(np.int32), np.int32(-(2**31))
+    for k in range(len(row)):
+        most = max(most, np.int32(bits[k] ^ ((bits[k] >> 31) & 0x7FFFFFFF)))
+    return np.int32(most ^ ((most >> 31) & 0x7FFFFFFF)).view(np.float32)
+
+
+@_compiled
+def shift_rows(x, least):  # type: ignore[no-untyped-def]
+    """Subtract from each row of x (n, d) float32 its largest number, and raise what is below `least` to it."""
     for i in range(x.shape[0]):
-        row, row_bits = x[i], bits[i]
-        most = np.int32(-(2**31))
-        for k in range(x.shape[1]):
-            most = max(most, np.int32(row_bits[k] ^ ((row_bits[k] >> 31) & 0x7FFFFFFF)))
-        word[0] = np.int32(most ^ ((most >> 31) & 0x7FFFFFFF))
-        largest = number[0]
+        row = x[i]
+        largest = _largest(row)
         for k in range(x.shape[1]):
             row[k] = max(row[k] - largest, least)
 
@@ -339,14 +341,9 @@ def soften(logits, bias, weight, counts):  # type: ignore[no-untyped-def]
         sums[:] = 0.0
         for i in range(start, min(start + BLOCK, logits.shape[0])):
             row = logits[i]
-            bits = row.view(np.int32)
-            most = np.int32(-(2**31))
             for k in range(clusters):
                 row[k] += bias[k]
-            for k in range(clusters):
-                # the lower bits of negative floats flipped are integers in the same order, whose maximum is vectorised
-                most = max(most, np.int32(bits[k] ^ ((bits[k] >> 31) & 0x7FFFFFFF)))
-            largest = np.int32(most ^ ((most >> 31) & 0x7FFFFFFF)).view(np.float32)
+            largest = _largest(row)
             total, mean = np.float32(0.0), np.float32(0.0)
             for k in range(clusters):
                 logit = max(row[k] - largest, LEAST_LOGIT)

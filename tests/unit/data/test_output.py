@@ -14,6 +14,7 @@ from raydkm.data import output as output_module
 from raydkm.data import storage
 from raydkm.data.output import Output
 from raydkm.errors import OutputError
+from tests.unit.data.dying import Dying, Stopped
 
 
 @pytest.fixture
@@ -23,22 +24,6 @@ def output(tmp_path: Path) -> Output:
     for name in ("_SUCCESS", "_first.json", "a.parquet", "cluster=1/deep/b.parquet"):
         made.commit(name, b"content")
     return made
-
-
-class Stopped(BaseException):
-    pass
-
-
-class Dying(fs.LocalFileSystem):
-    """Its process dies at one of the files that it removes."""
-
-    left = 0
-
-    def delete_file(self, path: str) -> None:
-        if not self.left:
-            raise Stopped
-        self.left -= 1
-        super().delete_file(path)
 
 
 @pytest.mark.parametrize("removed", range(4))

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pyarrow import fs
 
 import raydkm
 from raydkm.data import storage
@@ -31,6 +30,7 @@ from raydkm.engine.manifest import cut
 from raydkm.engine.tally import QUANTILE_ERROR, QUANTILES, Tally
 from raydkm.errors import ConfigError, EngineError, InputError, OutputError
 from raydkm.model import Model
+from tests.unit.data.dying import Dying, Stopped
 
 ROWS, CLUSTERS = 60_000, 7
 OPTIONS = {"column": "z", "keep": ["id"], "range_rows": 4000, "nearest": 3, "top": 2}
@@ -196,10 +196,6 @@ def test_many_files_of_partitions_are_warned_of(data, model, tmp_path, monkeypat
     assert f"up to 140 output files: {CLUSTERS} clusters in each of 20 ranges; a larger --range-rows" in caplog.text
 
 
-class Stopped(BaseException):
-    pass
-
-
 def test_what_is_missing_is_done_and_nothing_twice(data, model, whole, tmp_path: Path, monkeypatch) -> None:
     """Also where an output is there without its record, or a record without its output."""
     out = tmp_path / "out"
@@ -297,18 +293,6 @@ def test_what_another_run_of_the_job_has_completed_is_taken(
     report = raydkm.assign(model, data, out=out, **OPTIONS)
     assert report["counts"] == reports[0]["counts"]
     assert content(out) == content(whole)
-
-
-class Dying(fs.LocalFileSystem):
-    """Its process dies at one of the files that it removes."""
-
-    left = 0
-
-    def delete_file(self, path: str) -> None:
-        if not self.left:
-            raise Stopped
-        self.left -= 1
-        super().delete_file(path)
 
 
 @pytest.mark.parametrize("removed", [0, 1, 2, 10, 24])
