@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
-from raydkm.config import AssignConfig, FitConfig, FitRunConfig, PlanConfig, build, read_yaml
+from raydkm.config import AssignConfig, FeatureConfig, FitConfig, FitRunConfig, PlanConfig, build, read_yaml
 from raydkm.errors import ConfigError, RaydkmError
 from raydkm.serve.settings import ServeAddress, ServeConfig
 
@@ -37,6 +37,10 @@ Data = Annotated[list[str], typer.Argument(help="Parquet files, directories or g
 ModelPath = Annotated[Path, typer.Argument(help="Model directory.", show_default=False)]
 Reading = Annotated[
     str | None, typer.Option(help="Assign by q (targets) or p (posterior of the discriminative model).")
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(help="Your own encoder (package.module:build), of a model fitted with it.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one line of JSON instead of text.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
@@ -85,7 +89,7 @@ def _help(field: Any) -> str:
 
 
 @app.command(no_args_is_help=True)
-@with_options_of(FitConfig, FitRunConfig)
+@with_options_of(FitConfig, FeatureConfig, FitRunConfig)
 def fit(
     *,
     data: Data,
@@ -119,6 +123,7 @@ def assign(
     keep: Annotated[list[str] | None, typer.Option(help="Input column to copy; may be repeated, or a,b,c.")] = None,
     column: Annotated[str | None, typer.Option(help="Feature column, if not called as in the fit.")] = None,
     reading: Reading = None,
+    encoder: Encoder = None,
     endpoint: Annotated[
         str | None,
         typer.Option(
@@ -134,8 +139,9 @@ def assign(
     if endpoint is not None:
         from raydkm.serve.endpoint import assign_at
 
-        if reading is not None or options:
-            names = ", ".join(sorted(options.keys() | ({"reading"} if reading else set())))
+        own = {"reading": reading, "encoder": encoder}
+        if refused := [*options, *(name for name, value in own.items() if value is not None)]:
+            names = ", ".join(sorted(refused))
             raise ConfigError(f"{names}: with endpoint the service chooses; drop it")
         given = [model, *(data or [])]
         found = assign_at(endpoint, given, out=out, top=top, keep=kept, column=column, overwrite=overwrite)
@@ -146,7 +152,16 @@ def assign(
     if not data:
         raise ConfigError("no data: name Parquet files after the model, or a service with --endpoint")
     summary = assign_(
-        model, data, out=out, top=top, keep=kept, column=column, reading=reading, overwrite=overwrite, **options
+        model,
+        data,
+        out=out,
+        top=top,
+        keep=kept,
+        column=column,
+        reading=reading,
+        encoder=encoder,
+        overwrite=overwrite,
+        **options,
     )
     if len(summary["counts"]) > 100:  # they are in _summary.parquet
         del summary["counts"]
@@ -160,22 +175,22 @@ def evaluate(
     label: Annotated[str, typer.Option(help="Column of true labels.", show_default=False)],
     column: Annotated[str | None, typer.Option(help="Feature column, if not called as in the fit.")] = None,
     reading: Reading = None,
+    encoder: Encoder = None,
     as_json: Json = False,
 ) -> None:
     """Compare clusters with labels: ACC, NMI, ARI; inertia, sizes, entropy."""
     from raydkm.api.evaluate import evaluate as evaluate_
 
-    _print(
-        evaluate_(model, data, label=label, column=column, reading=reading), as_json, title=f"{model} against '{label}'"
-    )
+    found = evaluate_(model, data, label=label, column=column, reading=reading, encoder=encoder)
+    _print(found, as_json, title=f"{model} against '{label}'")
 
 
 @app.command("inspect", no_args_is_help=True)
-def inspect_(model: ModelPath, as_json: Json = False) -> None:
+def inspect_(model: ModelPath, encoder: Encoder = None, as_json: Json = False) -> None:
     """Show what a model is, how it was made, its clusters and its history."""
     from raydkm.model import load
 
-    loaded = load(model)
+    loaded = load(model, encoder=encoder)
     summary = {
         "model": str(model),
         **_summary(loaded),

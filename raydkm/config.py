@@ -1,8 +1,9 @@
 """Every parameter of a fit, declared, documented and validated once.
 
 The CLI's options, the YAML keys, the keyword arguments of :func:`raydkm.fit` and ``model.json`` all
-derive from the models below: `FitConfig` holds what determines the result, `RunConfig` what only
-determines where and how fast it is computed, `AssignConfig` what an assignment needs besides.
+derive from the models below: `FitConfig` holds what determines the clusters of given features, `FeatureConfig` what
+the features are and how they are learned, `RunConfig` what only determines where and how fast all of it is computed,
+`AssignConfig` what an assignment needs besides.
 """
 
 from __future__ import annotations
@@ -265,6 +266,188 @@ class FitConfig(Problem):
         return float(match["fraction"]) if match else None
 
 
+class FeatureConfig(_Frozen):
+    """What rows are made into before they are clustered, and how that is learned."""
+
+    shape: str | None = Field(
+        None,
+        description="Shape of a row: channels x height x width of images (1x28x28), channels x length of series (3x100); "
+        "encoded images (PNG, JPEG, ...) are resized to it.",
+    )
+    map: str | None = Field(
+        None,
+        description="Stages before an encoder, in turn: center, standardize, whiten, pca:D, lda[:D], rff:D (random "
+        "Fourier features), nystrom:D, unit; and at the end neighbours:HOPS, by which a fit averages features over "
+        "their nearest neighbours.",
+    )
+    encoder: str = Field(
+        "identity",
+        description="Network that makes features: identity, mlp, conv, tcn, or package.module:build, a function of the "
+        "row's shape that returns a torch.nn.Module.",
+    )
+    encoder_args: str | None = Field(
+        None, description="Its arguments, as name=value,name=value; numbers of a list are joined by -: channels=32-64."
+    )
+    view: Literal["auto", "image", "vector", "series"] = Field(
+        "auto", description="Kind of random changes of a row that its cluster should not depend on; auto: by shape."
+    )
+    strength: float = Field(1.0, ge=0, description="Strength of these changes.")
+    pretrain: Literal["none", "contrastive", "autoencoder"] = Field(
+        "none",
+        description="Training before there are clusters: contrastive (InfoNCE of two views of a row), autoencoder, none.",
+    )
+    pretrain_epochs: int = Field(8, ge=1, description="Epochs of it.")
+    contrast_temperature: float = Field(0.3, gt=0, description="Temperature of InfoNCE.")
+    positives: int = Field(
+        0, ge=0, description="contrastive: a row's second view is of one of so many nearest neighbours, or of itself."
+    )
+    neighbours: int = Field(15, ge=1, description="Nearest neighbours that neighbours:HOPS averages over.")
+    rounds: int = Field(1, ge=0, description="Rounds of training on targets: the clusters of the features so far.")
+    epochs: int = Field(6, ge=1, description="Epochs of each round.")
+    loss: Literal["cross-entropy", "sr-kmeans"] = Field(
+        "cross-entropy",
+        description="Of a round: cross-entropy of the targets and a linear head's posteriors of a view; or sr-kmeans, "
+        "the paper's: distances to prototypes, with the reconstruction of the row.",
+    )
+    reconstruction: float = Field(1.0, ge=0, description="sr-kmeans: weight of the reconstruction.")
+    heads: int = Field(1, ge=1, description="Clusterings that are learned at the same time; that of least loss is kept.")
+    overclustering: int = Field(
+        1, ge=1, description="If above 1, further heads, as many as heads, learn so many times as many clusters."
+    )
+    batch: int = Field(512, ge=2, description="Rows of a step of training, of all workers together.")
+    learning_rate: float = Field(1e-3, gt=0, description="Of AdamW, at its highest.")
+    weight_decay: float = Field(1e-4, ge=0, description="Of AdamW.")
+    amp: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of training: bf16 where a GPU has it (auto), fp32, bf16."
+    )
+
+    @field_validator("shape", mode="before")
+    @classmethod
+    def _readable_shape(cls, shape: Any) -> Any:
+        if shape is None:
+            return None
+        text = "x".join(map(str, shape)) if isinstance(shape, list | tuple) else str(shape)
+        if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*){1,2}", text):
+            raise ValueError("must be channels x height x width, or channels x length, such as 1x28x28")
+        return text
+
+    @field_validator("map")
+    @classmethod
+    def _known_stages(cls, stages: str | None) -> str | None:
+        if stages is None:
+            return None
+        from raydkm.features.stages import parse
+
+        return ",".join(map(str, parse(stages))) or None
+
+    @field_validator("encoder_args", mode="before")
+    @classmethod
+    def _readable_arguments(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            given = ",".join(
+                f"{name}={'-'.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+                for name, value in given.items()
+            )
+        if given is not None:
+            arguments_of(given)
+        return given
+
+    @field_validator("encoder")
+    @classmethod
+    def _known_encoder(cls, encoder: str) -> str:
+        if encoder not in _ENCODERS and not re.fullmatch(r"[\w.]+:\w+", encoder):
+            raise ValueError(f"must be one of {', '.join(_ENCODERS)}, or package.module:function")
+        return encoder
+
+    @model_validator(mode="after")
+    def _used(self) -> FeatureConfig:
+        changed = [name for name in type(self).model_fields if self._is_set(name)]
+        if not self.trains:
+            idle = [name for name in changed if name not in ("shape", "map", "neighbours")]
+            if idle:
+                raise ValueError(f"{idle[0]} goes with an encoder")
+        if not self.hops and self._is_set("neighbours"):
+            raise ValueError("neighbours goes with map neighbours:HOPS")
+        if self.pretrain == "none" and self._is_set("pretrain_epochs"):
+            raise ValueError("pretrain_epochs goes with pretrain")
+        if self.pretrain != "contrastive" and (self.positives or self._is_set("contrast_temperature")):
+            raise ValueError("positives and contrast_temperature go with pretrain contrastive")
+        if self.loss != "sr-kmeans" and self._is_set("reconstruction"):
+            raise ValueError("reconstruction goes with loss sr-kmeans")
+        if self.loss == "sr-kmeans" and (self.heads > 1 or self.overclustering > 1):
+            raise ValueError("heads and overclustering go with loss cross-entropy")
+        if self.trains and self.pretrain == "none" and self.rounds == 0:
+            raise ValueError(f"encoder {self.encoder} would not be trained: give pretrain or rounds")
+        return self
+
+    def _is_set(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is a network to train."""
+        return self.encoder != "identity"
+
+    @property
+    def plain(self) -> bool:
+        """Whether features are the rows as they are."""
+        return not self.trains and self.map is None
+
+    @property
+    def dims(self) -> tuple[int, ...] | None:
+        """The shape of a row as numbers."""
+        return None if self.shape is None else tuple(map(int, self.shape.split("x")))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The encoder's arguments as values."""
+        return {} if self.encoder_args is None else arguments_of(self.encoder_args)
+
+    @property
+    def stages(self) -> list[str]:
+        """The maps, without the smoothing over neighbours."""
+        return [stage for stage in (self.map or "").split(",") if stage and not stage.startswith("neighbours")]
+
+    @property
+    def hops(self) -> int:
+        """How often a fit averages over neighbours."""
+        last = (self.map or "").rpartition(",")[2]
+        return int(last.partition(":")[2]) if last.startswith("neighbours") else 0
+
+    @property
+    def kind(self) -> str:
+        """The kind of views."""
+        if self.view != "auto":
+            return self.view
+        return {0: "vector", 2: "series", 3: "image"}[len(self.dims or ())]
+
+
+_ENCODERS = ("identity", "mlp", "conv", "tcn")
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """The values in ``name=value,name=value``: numbers, lists of them joined by -, true and false, else words.
+
+    Raises
+    ------
+    ValueError
+    """
+    found: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        if not equals or not name.isidentifier() or not value:
+            raise ValueError(f"must be name=value,name=value; {part.strip()!r} is not")
+        if re.fullmatch(r"[0-9]+(-[0-9]+)+", value):
+            found[name] = tuple(map(int, value.split("-")))
+        elif re.fullmatch(r"-?[0-9]+", value):
+            found[name] = int(value)
+        elif (number := _number(value)) is not None:
+            found[name] = number
+        else:
+            found[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return found
+
+
 class RunConfig(_Frozen):
     """Where a fit or an assignment is computed; changes nothing in its result."""
 
@@ -392,15 +575,13 @@ def _number(text: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def configure(options: dict[str, Any]) -> tuple[FitConfig, FitRunConfig]:
-    """Sort `options` into the two configurations; raise `ConfigError` on an unknown or impossible one."""
-    run_names = FitRunConfig.model_fields
+def configure(options: dict[str, Any]) -> tuple[FitConfig, FeatureConfig, FitRunConfig]:
+    """Sort `options` into the three configurations; raise `ConfigError` on an unknown or impossible one."""
+    models: tuple[type[_Frozen], ...] = (FitConfig, FeatureConfig, FitRunConfig)
     for name in options:
-        _known(name, [*FitConfig.model_fields, *run_names])
-    return (
-        build(FitConfig, {k: v for k, v in options.items() if k not in run_names}),
-        build(FitRunConfig, {k: v for k, v in options.items() if k in run_names}),
-    )
+        _known(name, [name for model in models for name in model.model_fields])
+    found = [build(model, {k: v for k, v in options.items() if k in model.model_fields}) for model in models]
+    return tuple(found)  # type: ignore[return-value]
 
 
 def build(model: type[_Config], values: dict[str, Any]) -> _Config:

@@ -314,7 +314,8 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         del options["random_state"]
         options["seed"] = seed
         start, options = read_given(options)
-        return start, *configure(options)
+        config, _, run = configure(options)
+        return start, config, run
 
     def _keep(self, model: Model, labels: NDArray[np.int64] | None) -> None:
         self.model_ = model

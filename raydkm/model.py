@@ -2,6 +2,7 @@
 
     model.json             what it is and how it was made, with checksums of the other files
     prototypes.safetensors prototypes, shift, log_s, counts, shares; of a logistic objective also its weights and bias
+    maps.safetensors       of features that are mapped, encoder.safetensors of such that a network makes
     history.jsonl          one line an ADM step
 
 It is written atomically and verified when loaded; nothing in it is ever executed or unpickled.
@@ -26,8 +27,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from raydkm.atomic import new_directory
-from raydkm.config import FitConfig
+from raydkm.config import FeatureConfig, FitConfig
 from raydkm.errors import ConfigError, ModelError, RaydkmError
+from raydkm.features.encoders import own_encoder
+from raydkm.features.features import Features, features_of
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.logistic import OF_LOGITS, LogisticObjective
 from raydkm.ops.frame import Frame
@@ -37,6 +40,7 @@ SCHEMA_VERSION = 1
 
 _TENSOR_NAMES = ("prototypes", "shift", "log_s", "counts", "shares", "weights", "bias")
 _JSON, _TENSORS, _HISTORY = "model.json", "prototypes.safetensors", "history.jsonl"
+_MAPS, _ENCODER = "maps.safetensors", "encoder.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Model:
         One entry an ADM step.
     weights, bias : Tensor (K, d) and (K,) of float32, or None
         theta and b of a logistic objective, in the coordinates of the frame.
+    made : FeatureConfig
+        How features were made of rows.
+    features : Features, optional
+        What makes them; None where rows are clustered as they are.
     reading : {"q", "p"}, optional
         What rows are assigned by (see `scores`); not part of the artefact.
     """
@@ -81,6 +89,8 @@ class Model:
     history: list[dict[str, Any]]
     weights: Tensor | None = None
     bias: Tensor | None = None
+    made: FeatureConfig = FeatureConfig()
+    features: Features | None = None
     reading: str | None = None
 
     @property
@@ -89,7 +99,23 @@ class Model:
 
     @property
     def dim(self) -> int:
+        """Of the features."""
         return self.prototypes.shape[1]
+
+    @property
+    def input_dim(self) -> int:
+        """Of the rows that features are made of."""
+        return self.dim if self.features is None else self.features.input_dim
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of a row, where it is not a vector."""
+        return self.made.dims
+
+    @property
+    def unit(self) -> bool:
+        """Whether rows need a direction, so that a zero vector is refused."""
+        return self.config.metric == "cosine" and self.features is None
 
     @property
     def hard(self) -> bool:
@@ -140,14 +166,15 @@ class Model:
 
     def checksum(self) -> str:
         """SHA-256 of the tensors: the identity of what the model computes."""
-        return hashlib.sha256(self._tensors()).hexdigest()
+        found = hashlib.sha256()
+        for name, content in self._contents().items():
+            if name != _HISTORY:
+                found.update(content)
+        return found.hexdigest()
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Write the artefact; raise `OutputError` if `path` exists and may not be overwritten."""
-        files = {
-            _TENSORS: self._tensors(),
-            _HISTORY: "".join(json.dumps(entry) + "\n" for entry in self.history).encode(),
-        }
+        files = self._contents()
         described: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "objective": self.config.objective,
@@ -156,6 +183,8 @@ class Model:
             "metric": self.config.metric,
             "temperature": self.temperature,
             "config": self.config.model_dump(),
+            "made": self.made.model_dump(),
+            "features": None if self.features is None else self.features.described(),
             "record": self.record,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
@@ -165,12 +194,26 @@ class Model:
                 (staging / name).write_bytes(content)
             (staging / _JSON).write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
 
-    def _tensors(self) -> bytes:
-        return save_tensors({name: tensor for name in _TENSOR_NAMES if (tensor := getattr(self, name)) is not None})
+    def _contents(self) -> dict[str, bytes]:
+        """The files of the artefact, but for the description."""
+        tensors = {name: tensor for name in _TENSOR_NAMES if (tensor := getattr(self, name)) is not None}
+        files = {_TENSORS: save_tensors(tensors)}
+        if self.features is not None:
+            parts = {_MAPS: self.features.map_tensors(), _ENCODER: self.features.encoder_tensors()}
+            files |= {name: save_tensors(some) for name, some in parts.items() if some}
+        files[_HISTORY] = "".join(json.dumps(entry) + "\n" for entry in self.history).encode()
+        return files
 
 
-def load(path: str | os.PathLike) -> Model:
+def load(path: str | os.PathLike, *, encoder: str | None = None) -> Model:
     """Read and verify a model artefact.
+
+    Parameters
+    ----------
+    path : path
+    encoder : str, optional
+        The user's own function, ``package.module:build``, where the model was fitted with one; it is never taken from
+        the artefact.
 
     Raises
     ------
@@ -190,16 +233,21 @@ def load(path: str | os.PathLike) -> Model:
     try:
         if described["sha256"].pop(_JSON) != _own_checksum(described):
             raise ModelError(f"{place / _JSON}: its checksum differs from its content; the file was changed")
-        content = {name: _verified(place / name, described["sha256"][name]) for name in (_TENSORS, _HISTORY)}
+        optional = [name for name in (_MAPS, _ENCODER) if name in described["sha256"]]
+        content = {name: _verified(place / name, described["sha256"][name]) for name in (_TENSORS, _HISTORY, *optional)}
         tensors: dict[str, Any] = load_tensors(content[_TENSORS])
         if unknown := set(tensors) - set(_TENSOR_NAMES):
             raise ModelError(f"{place}: damaged (unknown tensors {', '.join(sorted(unknown))})")
+        features = described.get("features")
+        parts = [load_tensors(content[name]) if name in content else {} for name in (_MAPS, _ENCODER)]
         model = Model(
             config=FitConfig(**described["config"]),
             temperature=float(described["temperature"]),
             **tensors,
             record=dict(described["record"]),
             history=[json.loads(line) for line in content[_HISTORY].splitlines()],
+            made=FeatureConfig(**described.get("made", {})),
+            features=None if features is None else features_of(features, *parts, own=own_encoder(encoder)),
         )
         _check_shapes(model, place)
     except RaydkmError:
@@ -236,5 +284,9 @@ def _check_shapes(model: Model, place: Path) -> None:
             raise ModelError(f"{place}: no {name}")
         if tuple(tensor.shape) != shape or not bool(tensor.isfinite().all()):
             raise ModelError(f"{place}: {name} of shape {tuple(tensor.shape)}; expected {shape}, all finite")
+    if model.features is not None:
+        given = model.features(torch.zeros(1, model.input_dim))
+        if given.shape != (1, dim):
+            raise ModelError(f"{place}: features of shape {tuple(given.shape)} of a row; expected (1, {dim})")
     if not 0 <= model.temperature < math.inf or (model.temperature == 0 and not model.hard):
         raise ModelError(f"{place}: temperature {model.temperature}")

@@ -41,6 +41,7 @@ def assign(
     keep: Sequence[str] = (),
     column: str | None = None,
     reading: str | None = None,
+    encoder: str | None = None,
     overwrite: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
@@ -62,6 +63,8 @@ def assign(
         Feature column, if it is not called as in the fit.
     reading : {"q", "p"}, optional
         Assign by the targets q or the discriminative posterior p; see `Model.scores`.
+    encoder : str, optional
+        The user's own function, ``package.module:build``, of a model that was fitted with one.
     overwrite : bool
         Start afresh where `out` holds another output of raydkm, or a part of this one.
     **options
@@ -82,15 +85,16 @@ def assign(
     there = check_place(output, overwrite=overwrite)
     if not isinstance(model, Model):
         check_apart(output.name, [os.fspath(model)])
-    model = (model if isinstance(model, Model) else load(model)).read_as(reading)
+    model = (model if isinstance(model, Model) else load(model, encoder=encoder)).read_as(reading)
     if top is not None and not 1 <= top <= model.clusters:
         raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
     if not model.hard and run.index not in ("auto", "flat"):
         raise ConfigError(f"index {run.index}: a soft model compares all prototypes, for its posteriors; drop it")
-    unit = model.config.metric == "cosine"
     given = [os.fspath(item) for item in ([data] if isinstance(data, str | os.PathLike) else data)]
     _check_outside(output, given)
-    table = ParquetTable.open(given, column or model.config.column, unit=unit, dim=model.dim)
+    table = ParquetTable.open(
+        given, column or model.config.column, unit=model.unit, dim=model.input_dim, shape=model.shape
+    )
     check_apart(output.name, table.files)
     sample = first_rows(table) if model.hard and run.index != "flat" else None
     task = AssignTask(model, table, tuple(dict.fromkeys(keep)), top, output, run, sample)

@@ -26,6 +26,7 @@ def evaluate(
     label: str,
     column: str | None = None,
     reading: str | None = None,
+    encoder: str | None = None,
 ) -> dict[str, Any]:
     """Assign rows and compare with a label column.
 
@@ -35,21 +36,22 @@ def evaluate(
         ``rows``, ``acc`` (best one-to-one matching), ``nmi``, ``ari``, ``inertia``, ``sizes`` (rows of each
         cluster), ``mean_entropy`` (nats).
     """
-    model = (model if isinstance(model, Model) else load(model)).read_as(reading)
-    unit = model.config.metric == "cosine"
-    table = ParquetTable.open(data, column or model.config.column, unit=unit, dim=model.dim)
+    model = (model if isinstance(model, Model) else load(model, encoder=encoder)).read_as(reading)
+    table = ParquetTable.open(
+        data, column or model.config.column, unit=model.unit, dim=model.input_dim, shape=model.shape
+    )
     for path, schema in zip(table.files, table.schemas, strict=True):
         if label not in schema.names:
             raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(schema.names)}")
     assigner = Assigner(model, threads=threads_of(RunConfig()))
-    columns = Columns(table.columns.features)
+    columns = Columns(table.columns.features, shape=table.columns.shape)
     labels, clusters, inertia, entropy = [], [], 0.0, 0.0
     for path in table.files:
         row = 0
         for batch in scan_file(path, list(dict.fromkeys([*columns.needed, label]))):
             if batch[label].null_count:
                 raise InputError(f"{path}: column '{label}' has nulls in rows {row} to {row + len(batch)}")
-            result = assigner(columns.extract(batch, path, row, unit=unit).rows)
+            result = assigner(columns.extract(batch, path, row, unit=model.unit).rows)
             labels.append(_plain(batch[label]))
             clusters.append(result.clusters[:, 0])
             inertia += float(np.square(result.distance, dtype=np.float64).sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from raydkm.config import FitConfig
+from raydkm.config import FeatureConfig, FitConfig
 from raydkm.data.parquet import ParquetTable
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.errors import ConfigError
@@ -15,7 +15,12 @@ logger = logging.getLogger("raydkm")
 
 
 def finished_before(
-    out: str | os.PathLike, run_dir: str, config: FitConfig, table: ParquetTable, start: str | None
+    out: str | os.PathLike,
+    run_dir: str,
+    config: FitConfig,
+    made: FeatureConfig,
+    table: ParquetTable,
+    start: str | None,
 ) -> Model | None:
     """The model in `out`, if the run in `run_dir` has made it, of these parameters and files; None if it is another's.
 
@@ -23,6 +28,7 @@ def finished_before(
     ----------
     out, run_dir : path
     config : FitConfig
+    made : FeatureConfig
     table : ParquetTable
     start : str or None
         Digest of the initial prototypes that were given.

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,24 +18,24 @@ from torch import Tensor
 from raydkm.api.finished import finished_before
 from raydkm.api.given import files_named, read_given
 from raydkm.atomic import check_free
-from raydkm.config import FitConfig, FitRunConfig, configure
+from raydkm.config import FeatureConfig, FitConfig, FitRunConfig, configure
 from raydkm.data.columns import Columns
 from raydkm.data.files import find_files
 from raydkm.data.parquet import ParquetTable
 from raydkm.data.source import RowSource, as_tensor
 from raydkm.data.storage import check_apart
 from raydkm.data.tiers import Tiers
+from raydkm.deep.fit import fit_features
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Solo
-from raydkm.engine.fit import Fitted, fit_rows
+from raydkm.engine.fit import fit_rows
 from raydkm.engine.preflight import check_room
 from raydkm.engine.progress import Callback, reporter
+from raydkm.engine.result import model_of
 from raydkm.engine.start import digest
 from raydkm.engine.where import device_of, on_ray, threads_of, tiers_of
 from raydkm.errors import ConfigError, InputError, RaydkmError
 from raydkm.model import Model
-from raydkm.objectives import OBJECTIVES
-from raydkm.objectives.logistic import LogisticObjective
 
 if TYPE_CHECKING:
     import ray.data
@@ -73,7 +71,7 @@ def fit(
         Called with each event of the fit (`raydkm.engine.progress` has their fields), on Ray in the first worker, so
         they are pickled. `raydkm.callbacks` has some.
     **options
-        The fields of `raydkm.config.FitConfig` and `raydkm.config.FitRunConfig`. `init` may also be an array
+        The fields of `raydkm.config.FitConfig`, `FeatureConfig` and `FitRunConfig`. `init` may also be an array
         (K, d) of initial prototypes, the path of an ``.npy`` file that holds one, or a model (or its path) to go on
         from; `marginal` also the path of a file of K numbers.
 
@@ -88,16 +86,16 @@ def fit(
     """
     named = files_named(options)
     start, options = read_given(options)
-    config, run = configure(options)
+    config, made, run = configure(options)
     if out is not None:
         if run.run_dir and os.path.isdir(out) and not overwrite and names_files(data):
             digested = None if start is None else digest(start)
-            before = finished_before(out, run.run_dir, config, _parquet(data, config), digested)
+            before = finished_before(out, run.run_dir, config, made, _parquet(data, config, made), digested)
             if before is not None:
                 return before
         check_free(out, overwrite=overwrite)
         check_apart(out, [*(find_files(data) if names_files(data) else []), *named])
-    model, _ = fit_model(data, config, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
+    model, _ = fit_model(data, config, run, made, start=start, sample_weight=sample_weight, callbacks=callbacks)
     if out is not None:
         model.save(out, overwrite=overwrite)
     return model
@@ -107,6 +105,7 @@ def fit_model(
     data: Data,
     config: FitConfig,
     run: FitRunConfig,
+    made: FeatureConfig = FeatureConfig(),
     *,
     start: NDArray | None = None,
     sample_weight: ArrayLike | None = None,
@@ -129,17 +128,22 @@ def fit_model(
                 f"cache and memory_budget go with Parquet files: the rows of an {kind} are in memory already"
             )
     checkpoints = CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None
-    if checkpoints is not None and (saved := checkpoints.load()) is not None:
+    if made.trains and run.cache == "stream":
+        raise ConfigError("cache stream: an encoder is trained on rows in any order, which have to be held; use auto")
+    if made.trains and (config.weight is not None or sample_weight is not None):
+        raise ConfigError("weights: an encoder is trained on every row alike; drop the weights, or the encoder")
+    if checkpoints is not None and made.plain and (saved := checkpoints.load()) is not None:
         saved.check_config(config)  # the data are compared when they are known
         saved.check_start(None if start is None else digest(start))
     if isinstance(run.workers, tuple) and checkpoints is None:
         raise ConfigError("workers MIN:MAX needs run_dir: with every change of their number all workers start again")
-    rows: Any = _parquet(data, config) if kind == "files" else data
+    rows: Any = _parquet(data, config, made) if kind == "files" else data
+    fit_with = fit_rows if made.plain else partial(fit_features, made=made, run=run)
     labels: Tensor | None = None
     if kind == "dataset" or (kind == "files" and on_ray(run)):
         from raydkm.engine.ray_train import fit_on_ray
 
-        fitted = fit_on_ray(rows, config, run, start, callbacks)
+        fitted = fit_on_ray(rows, config, made, run, start, callbacks, fit_with)
     else:
         device = device_of(config)
         report = reporter(run.run_dir, callbacks)
@@ -147,11 +151,11 @@ def fit_model(
         try:
             if kind == "files":
                 check_room(solo, config, rows, tiers, rows=rows.rows, threads=threads)
-            source = _source(rows, kind, config, sample_weight, tiers, threads)
+            source = _source(rows, kind, config, made, sample_weight, tiers, threads)
             ingested = time.perf_counter() - began
             report("phase", phase="ingest", seconds=ingested)
             labels = torch.empty(source.total, dtype=torch.int64)
-            fitted = fit_rows(
+            fitted = fit_with(
                 source,
                 solo,
                 config,
@@ -170,7 +174,7 @@ def fit_model(
     if kind == "files":
         fitted.facts["files"] = rows.digest
     fitted.seconds["total"] = time.perf_counter() - began
-    return _model(fitted, config), None if labels is None else labels.numpy()
+    return model_of(fitted, config, made), None if labels is None else labels.numpy()
 
 
 def _kind(data: Any) -> str:
@@ -190,15 +194,21 @@ def names_files(data: Any) -> bool:
 
 
 def _source(
-    data: Any, kind: str, config: FitConfig, sample_weight: ArrayLike | None, tiers: Tiers, readers: int
+    data: Any,
+    kind: str,
+    config: FitConfig,
+    made: FeatureConfig,
+    sample_weight: ArrayLike | None,
+    tiers: Tiers,
+    readers: int,
 ) -> RowSource:
-    unit = config.metric == "cosine"
+    unit = config.metric == "cosine" and made.plain
     if kind == "files":
         source = RowSource.of_table(data, tiers, readers=readers)
         logger.info("%s", tiers)
         return source
     if kind == "table":
-        columns = Columns.named(config.column, config.weight, data.schema.names)
+        columns = Columns.named(config.column, config.weight, data.schema.names, shape=made.dims)
         columns.check(data.schema, "the table")
         if len(data) == 0:
             raise InputError("the table has no rows")
@@ -211,50 +221,9 @@ def _source(
     return RowSource.from_array(data, given, unit=unit).within(tiers)
 
 
-def _parquet(data: Any, config: FitConfig) -> ParquetTable:
-    table = ParquetTable.open(data, config.column, config.weight, unit=config.metric == "cosine")
+def _parquet(data: Any, config: FitConfig, made: FeatureConfig) -> ParquetTable:
+    unit = config.metric == "cosine" and made.plain
+    table = ParquetTable.open(data, config.column, config.weight, unit=unit, shape=made.dims)
     if config.clusters > table.rows:
         raise InputError(f"{config.clusters} clusters but only {table.rows} rows; ask for fewer clusters")
     return table
-
-
-def _model(fitted: Fitted, config: FitConfig) -> Model:
-    state = fitted.state
-    logistic = issubclass(OBJECTIVES[config.objective], LogisticObjective)
-    return Model(
-        config=config,
-        temperature=fitted.temperature,
-        prototypes=(fitted.means if logistic else state.prototypes).float(),
-        weights=state.prototypes.float() if logistic else None,
-        bias=state.bias.float() if logistic else None,
-        shift=fitted.shift,
-        log_s=state.log_s,
-        counts=fitted.counts,
-        shares=state.shares,
-        record={
-            **fitted.facts,
-            "inertia": fitted.inertia,
-            "steps": state.step,
-            "stopped": fitted.stopped,
-            "collapse_temperature": fitted.collapse_temperature,
-            "seconds": {name: round(value, 4) for name, value in fitted.seconds.items()},
-            **origin(),
-        },
-        history=fitted.history,
-    )
-
-
-def origin() -> dict[str, Any]:
-    """When, and with which versions, a model is made."""
-    packages = ("raydkm", "torch", "numpy", "pyarrow", "ray")
-    return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": {name: _version(name) for name in packages} | {"python": platform.python_version()},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

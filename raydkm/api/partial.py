@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from raydkm.api.fit import origin
 from raydkm.config import FitConfig, FitRunConfig
 from raydkm.data.source import RowSource
 from raydkm.engine.comm import Solo
 from raydkm.engine.label import label
 from raydkm.engine.minibatch import Running, begin, check_config, step
 from raydkm.engine.passes import Passes, thread_pool
+from raydkm.engine.result import origin
 from raydkm.engine.where import device_of, threads_of
 from raydkm.model import Model
 

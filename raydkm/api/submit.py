@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raydkm.api.given import is_place
-from raydkm.config import AssignConfig, FitConfig, FitRunConfig, build, configure
+from raydkm.config import AssignConfig, FeatureConfig, FitConfig, FitRunConfig, build, configure
 from raydkm.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def check(command: str, given: dict[str, Any]) -> None:
     ------
     ConfigError
     """
-    fields = AssignConfig.model_fields if command == "assign" else FitConfig.model_fields | FitRunConfig.model_fields
+    fields = AssignConfig.model_fields if command == "assign" else FitConfig.model_fields | FeatureConfig.model_fields | FitRunConfig.model_fields
     options = {name: value for name, value in given.items() if name in fields and value is not None}
     if command == "assign":
         build(AssignConfig, options)

@@ -93,7 +93,7 @@ class Assigner:
         self._top = top
         self._frame = model.frame()
         self._scores = model.scores()
-        z = None if sample is None else self._frame(as_tensor(sample))
+        z = None if sample is None else self._frame(self._features(sample))
         index = index if model.hard else "flat"
         self._index = NearestPrototypes(self._scores, threads, index=index, recall=recall, sample=z)
         self._soft = None if model.hard else SoftAssignment(self._scores)
@@ -104,12 +104,16 @@ class Assigner:
         return self._index.choice
 
     def __call__(self, rows: NDArray, top: int | None = None) -> Assignment:
-        """Assign rows (n, d) of any numeric dtype, which must be finite."""
+        """Assign rows (n, input_dim) of any numeric dtype, which must be finite."""
         top = top or self._top
         columns = top if self.model.hard else self.model.clusters
-        tiles = Batch(0, as_tensor(rows), None).tiles(self._frame, columns, SOFT_TILE)
+        tiles = Batch(0, self._features(rows), None).tiles(self._frame, columns, SOFT_TILE)
         parts = [self._tile(z, top) for _, z in tiles]
         return Assignment(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+
+    def _features(self, rows: NDArray) -> Tensor:
+        x = as_tensor(rows)
+        return x if self.model.features is None else self.model.features(x)
 
     def _tile(self, z: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         best = self._index(z, top)
@@ -230,7 +234,7 @@ def assigner_of(task: AssignTask) -> Assigner:
 
 def first_rows(table: ParquetTable) -> NDArray:
     """Up to `SAMPLE_ROWS` rows of a table that has some: the first of its first file that is not empty."""
-    columns = Columns(table.columns.features)
+    columns = Columns(table.columns.features, shape=table.columns.shape)
     source = next(path for path, rows in zip(table.files, table.counts, strict=True) if rows)
     batch = next(batch for batch in scan_file(source, list(columns.needed)) if len(batch))
     return columns.extract(batch.slice(0, SAMPLE_ROWS), source, 0, unit=table.unit).rows
@@ -260,7 +264,7 @@ def assign_range(assigner: Assigner, task: AssignTask, each: Range, pool: Thread
 
 
 def _assigned(assigner: Assigner, task: AssignTask, each: Range, pool: ThreadPoolExecutor, threads: int) -> pa.Table:
-    columns = Columns(task.table.columns.features)
+    columns = Columns(task.table.columns.features, shape=task.table.columns.shape)
     needed = list(dict.fromkeys([*columns.needed, *task.keep]))
     schema = _schema(task.table.schema(each.source), task, assigner)
     stamp = task.table.stamp(each.source)
@@ -364,5 +368,5 @@ def _schema(source: pa.Schema, task: AssignTask, assigner: Assigner) -> pa.Schem
 
 
 def _check_dim(rows: NDArray, model: Model, where: str) -> None:
-    if rows.shape[1] != model.dim:
-        raise InputError(f"{where}: vectors of {rows.shape[1]} dimensions, the model has {model.dim}")
+    if rows.shape[1] != model.input_dim:
+        raise InputError(f"{where}: vectors of {rows.shape[1]} dimensions, the model has {model.input_dim}")

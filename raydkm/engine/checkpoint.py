@@ -11,9 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from raydkm.config import FitConfig
 from raydkm.data.storage import inside, locate, retried
@@ -23,6 +25,14 @@ from raydkm.objectives import State
 logger = logging.getLogger("raydkm")
 
 _NAME = "checkpoint.safetensors"
+
+
+def check_same(before: dict[str, Any], config: BaseModel) -> None:
+    """Refuse to go on with other parameters than `before` (but `max_steps` and `max_time`, which only end a fit)."""
+    now = config.model_dump(mode="json")
+    for name, was in before.items():
+        if name not in ("max_steps", "max_time") and now.get(name) != was:
+            raise ConfigError(f"this run was started with {name} {was!r}, not {now.get(name)!r}; name another run")
 
 
 @dataclass(frozen=True)
@@ -50,10 +60,7 @@ class Checkpoint:
 
     def check_config(self, config: FitConfig) -> None:
         """Refuse to go on with other parameters (but `max_steps` and `max_time`, which only end a fit)."""
-        now = config.model_dump(mode="json")
-        for name, was in self.config.items():
-            if name not in ("max_steps", "max_time") and now.get(name) != was:
-                raise ConfigError(f"this run was started with {name} {was!r}, not {now.get(name)!r}; name another run")
+        check_same(self.config, config)
 
     def check_data(self, fingerprint: str) -> None:
         """Refuse to go on with other data."""
@@ -69,34 +76,91 @@ class Checkpoint:
             raise ConfigError("this run was started from other initial prototypes; name another run")
 
 
-class CheckpointFile:
-    """The newest checkpoint of a run, replaced atomically.
+class TensorFile:
+    """Tensors and JSON values in one file of a run's directory, replaced atomically.
 
     Parameters
     ----------
     run_dir : str
         Absolute path or URI of the run's directory, which all nodes can reach.
+    name : str
     every : float
-        Seconds between checkpoints.
+        Seconds between writings.
     """
 
-    def __init__(self, run_dir: str, every: float):
+    def __init__(self, run_dir: str, name: str, every: float):
         try:
-            self._name = inside(run_dir, _NAME)
+            self._name = inside(run_dir, name)
             self._files, self._path = locate(self._name)
         except InputError as error:
             raise ConfigError(f"run_dir {error}") from None
         self._every = every
-        self._saved = time.monotonic()
+        self._written = time.monotonic()
 
     def due(self) -> bool:
-        return time.monotonic() - self._saved >= self._every
+        return time.monotonic() - self._written >= self._every
+
+    def write(self, tensors: dict[str, Tensor], described: dict[str, Any], what: str) -> None:
+        """Write beside the last file, then put it in its place.
+
+        A fit whose checkpoint cannot be written goes on, with a warning that names `what` was to be saved.
+        """
+        content = save_tensors(tensors, metadata={"raydkm": json.dumps(described)})
+        try:
+            self._files.create_dir(self._path.rpartition("/")[0], recursive=True)
+            with self._files.open_output_stream(self._path + ".partial") as stream:
+                stream.write(content)
+            if isinstance(self._files, fs.LocalFileSystem):  # before it takes the place of one that is on disk
+                with open(self._path + ".partial", "rb") as written:
+                    os.fsync(written.fileno())
+            self._files.move(self._path + ".partial", self._path)
+        except (OSError, pa.ArrowException) as error:
+            logger.warning("going on without a checkpoint of %s: %s", what, error)
+        self._written = time.monotonic()
+
+    def read(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The tensors and values written last, or None if there are none yet.
+
+        Raises
+        ------
+        ModelError
+            If the file is damaged.
+        EngineError
+            If it cannot be read.
+        """
+        try:
+            content = retried(self._name, self._content)
+            if content is None:
+                return None
+            size = int.from_bytes(content[:8], "little")
+            described = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["raydkm"])
+            return load_tensors(content), described
+        except InputError as error:  # the storage, not what is in it
+            raise EngineError(f"the checkpoint of this run: {error}") from None
+        except (KeyError, TypeError, ValueError, SafetensorError, pa.ArrowException) as error:
+            raise self.damaged(error) from None
+
+    def damaged(self, error: Exception) -> ModelError:
+        return ModelError(f"{self._path}: not a readable checkpoint ({error}); remove it to start again")
+
+    def _content(self) -> bytes | None:
+        if self._files.get_file_info(self._path).type == fs.FileType.NotFound:
+            return None
+        with self._files.open_input_stream(self._path) as stream:
+            return stream.read()
+
+
+class CheckpointFile:
+    """The newest checkpoint of a run, in its directory `run_dir`, with `every` seconds between checkpoints."""
+
+    def __init__(self, run_dir: str, every: float):
+        self._file = TensorFile(run_dir, _NAME, every)
+
+    def due(self) -> bool:
+        return self._file.due()
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint beside the last one, then put it in its place.
-
-        A fit whose checkpoint cannot be written goes on, with a warning.
-        """
+        """Take the place of the last checkpoint."""
         described = {
             "step": checkpoint.state.step,
             "objective": checkpoint.state.objective,
@@ -108,18 +172,7 @@ class CheckpointFile:
         }
         state = checkpoint.state
         tensors = {name: getattr(state, name) for name in ("prototypes", "bias", "log_s", "shares")}
-        content = save_tensors(tensors, metadata={"raydkm": json.dumps(described)})
-        try:
-            self._files.create_dir(self._path.rpartition("/")[0], recursive=True)
-            with self._files.open_output_stream(self._path + ".partial") as stream:
-                stream.write(content)
-            if isinstance(self._files, fs.LocalFileSystem):  # before it takes the place of one that is on disk
-                with open(self._path + ".partial", "rb") as written:
-                    os.fsync(written.fileno())
-            self._files.move(self._path + ".partial", self._path)
-        except (OSError, pa.ArrowException) as error:
-            logger.warning("going on without a checkpoint of step %d: %s", checkpoint.state.step, error)
-        self._saved = time.monotonic()
+        self._file.write(tensors, described, f"step {state.step}")
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint, or None if there is none yet.
@@ -131,13 +184,11 @@ class CheckpointFile:
         EngineError
             If it cannot be read.
         """
+        found = self._file.read()
+        if found is None:
+            return None
+        tensors, described = found
         try:
-            content = retried(self._name, self._content)
-            if content is None:
-                return None
-            tensors: dict[str, Any] = load_tensors(content)
-            size = int.from_bytes(content[:8], "little")
-            described = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["raydkm"])
             return Checkpoint(
                 state=State(**{name: described[name] for name in ("step", "objective", "effort")}, **tensors),
                 history=described["history"],
@@ -145,13 +196,5 @@ class CheckpointFile:
                 config=described["config"],
                 fingerprint=described["fingerprint"],
             )
-        except InputError as error:  # the storage, not what is in it
-            raise EngineError(f"the checkpoint of this run: {error}") from None
-        except (KeyError, TypeError, ValueError, SafetensorError, pa.ArrowException) as error:
-            raise ModelError(f"{self._path}: not a readable checkpoint ({error}); remove it to start again") from None
-
-    def _content(self) -> bytes | None:
-        if self._files.get_file_info(self._path).type == fs.FileType.NotFound:
-            return None
-        with self._files.open_input_stream(self._path) as stream:
-            return stream.read()
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._file.damaged(error) from None

@@ -23,6 +23,7 @@ from raydkm.engine.progress import Reporter, seconds_left
 from raydkm.engine.start import given, seed_rows, seeded, within_temperature
 from raydkm.engine.survey import Survey, condensed, measure, survey
 from raydkm.errors import InputError
+from raydkm.features.features import Features
 from raydkm.objectives import OBJECTIVES, Objective, Setting, State, Terms
 from raydkm.objectives.base import BALANCE_TOLERANCE
 from raydkm.objectives.distance import DistanceObjective
@@ -64,6 +65,7 @@ class Fitted:
     history: list[dict[str, Any]]
     facts: dict[str, Any]  # rows, weight, fingerprint, seeding: what a person wants to know of the run
     seconds: dict[str, float] = field(default_factory=dict)
+    features: Features | None = None  # what was clustered in place of the rows
 
 
 def fit_rows(

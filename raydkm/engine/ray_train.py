@@ -12,7 +12,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.data.dataset import MaterializedDataset
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raydkm.config import FitConfig, FitRunConfig
+from raydkm.config import FeatureConfig, FitConfig, FitRunConfig
 from raydkm.data.columns import Block, Columns
 from raydkm.data.parquet import READ_ROWS, ParquetTable
 from raydkm.data.source import RowSource
@@ -119,20 +119,23 @@ def quiet_ray_data() -> None:
 def fit_on_ray(
     data: ParquetTable | ray.data.Dataset,
     config: FitConfig,
+    made: FeatureConfig,
     run: FitRunConfig,
     start: np.ndarray | None,
     callbacks: Sequence[Callback],
+    fit_with: Callable[..., Fitted] = fit_rows,
 ) -> Fitted:
-    """Fit on the connected Ray cluster; the result is that of `fit_rows` on all rows."""
+    """Fit on the connected Ray cluster; the result is that of `fit_with` (as `fit_rows`) on all rows."""
     began = time.time()
     connect()
-    task: dict[str, Any] = {"config": config, "run": run, "start": start, "callbacks": callbacks, "submitted": began}
+    task: dict[str, Any] = {"config": config, "made": made, "run": run, "start": start, "callbacks": callbacks}
+    task |= {"submitted": began, "fit_with": fit_with}
     streams: dict[str, Any] = {}
     if isinstance(data, ParquetTable):
         task["table"] = data
         workers, cpus, use_gpu = _resources(config, run)
     else:
-        task["columns"], task["total"], streams["rows"] = _checked(data, config, run)
+        task["columns"], task["total"], streams["rows"] = _checked(data, config, made, run)
         workers, cpus, use_gpu = _resources(config, run, spare=1)  # without a CPU the data set would never come
     task["cpus"] = cpus
     with tempfile.TemporaryDirectory(prefix="raydkm-") as storage, _defaults_in_environment(_TRAIN_ENVIRONMENT):
@@ -184,7 +187,7 @@ def _reason(error: Exception) -> str:
 
 
 def _checked(
-    data: ray.data.Dataset, config: FitConfig, run: FitRunConfig
+    data: ray.data.Dataset, config: FitConfig, made: FeatureConfig, run: FitRunConfig
 ) -> tuple[Columns, int | None, ray.data.Dataset]:
     """The columns of a data set, its number of rows where that is known, and the stream of its blocks.
 
@@ -193,7 +196,7 @@ def _checked(
     if run.cache == "stream" and config.seed_rows == "all":
         raise ConfigError("seed_rows all needs rows that come in the same order again: drop it, or cache stream")
     schema = data.schema(fetch_if_missing=False)
-    columns = Columns.named(config.column, config.weight, [] if schema is None else schema.names)
+    columns = Columns.named(config.column, config.weight, [] if schema is None else schema.names, shape=made.dims)
     missing = [name for name in columns.needed if schema is not None and name not in schema.names]
     if schema is not None and missing:
         raise InputError(f"the data set has no column '{missing[0]}'; there are: {', '.join(schema.names)}")
@@ -256,7 +259,7 @@ def _work(task: dict[str, Any]) -> Fitted | RaydkmError | None:
         source = _ingest(task, comm, device)
         ingested = time.time()
         report("phase", phase="ingest", seconds=ingested - began)
-        fitted = fit_rows(
+        fitted = task["fit_with"](
             source,
             comm,
             config,
@@ -318,7 +321,7 @@ def _read_blocks(task: dict[str, Any], shard: Any, comm: ProcessGroup, reading: 
     Ray Data hands blocks out in turn. A worker that no longer took its own would keep the others from theirs, so it
     goes on taking them until all have stopped.
     """
-    columns, unit, rows = task["columns"], task["config"].metric == "cosine", 0
+    columns, unit, rows = task["columns"], task["config"].metric == "cosine" and task["made"].plain, 0
     stopped, done = f"reading {reading} stopped", f"reading {reading} done"
     tables = iter(shard.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow"))
     try:

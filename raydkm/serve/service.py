@@ -87,7 +87,7 @@ class Service:
         async with self._changing:
             before = self.version
             try:
-                after = await self._loaded(path, dim=before.model.dim)
+                after = await self._loaded(path, dim=before.model.input_dim)
                 await asyncio.to_thread(self._choice.tell, after.told)
             except (RaydkmError, OSError) as error:
                 raise RefusalError(422, f"model {name!r} was not taken, {before.name} still answers: {error}") from None
@@ -102,7 +102,7 @@ class Service:
                 async with self._changing:
                     told = await asyncio.to_thread(self._choice.told)
                     if self._version is not None and told not in (None, self._version.told):
-                        await self._followed(told, dim=self._version.model.dim)
+                        await self._followed(told, dim=self._version.model.input_dim)
             except Exception:  # it must go on
                 logger.exception("the look at which model is to be served failed")
 
@@ -125,8 +125,8 @@ class Service:
         """A verified and tried version of the model at `path`, of the dimension `dim` if one is given."""
         try:
             version = await asyncio.to_thread(Version.loaded, path, self.config)
-            if dim not in (None, version.model.dim):
-                raise ModelError(f"{path}: of {version.model.dim} dimensions, not {dim}")
+            if dim not in (None, version.model.input_dim):
+                raise ModelError(f"{path}: of {version.model.input_dim} dimensions, not {dim}")
             await asyncio.get_running_loop().run_in_executor(self._compute, version.try_out)
         except Exception:
             self.telemetry.reload("refused")

@@ -19,6 +19,9 @@ class ServeConfig(_Frozen):
     reading: Literal["q", "p"] | None = Field(
         None, description="Assign by q (targets) or p (posterior of the discriminative model)."
     )
+    encoder: str | None = Field(
+        None, description="Your own encoder (package.module:build), of a model that was fitted with it."
+    )
     threads: int = Field(1, ge=1, description="Processors, and threads of the products, of a replica.")
     replicas: int = Field(1, ge=1, description="Replicas.")
     max_top: int = Field(10, ge=1, description="Largest top of a request (at most the clusters of the model).")

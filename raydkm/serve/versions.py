@@ -73,7 +73,7 @@ class Version:
     @classmethod
     def loaded(cls, path: str, config: ServeConfig) -> Version:
         """Load and verify a model; raise `ModelError` where it is damaged."""
-        model = load(path).read_as(config.reading)
+        model = load(path, encoder=config.encoder).read_as(config.reading)
         most, checksum = min(config.max_top, model.clusters), model.checksum()
         report = _report(name_of(path), model, checksum, most, config).model_dump_json().encode()
         return cls(path, model, checksum, Assigner(model, threads=config.threads), most, report)
@@ -97,8 +97,10 @@ class Version:
         return slice_of(found, 0, len(rows), top)
 
     def try_out(self) -> None:
-        """Assign the model's own prototypes; raise `ModelError` where the answers are impossible."""
+        """Assign rows that the model knows of; raise `ModelError` where the answers are impossible."""
         rows = self.model.cluster_centers[:TRIAL_ROWS]
+        if self.model.features is not None:
+            rows = np.random.default_rng(0).random((TRIAL_ROWS, self.model.input_dim))
         found = self.assign(rows, self.most)
         known = (found.clusters >= 0) & (found.clusters < self.model.clusters)
         if not (known.all() and all(np.isfinite(x).all() for x in (found.posteriors, found.distance, found.entropy))):
@@ -126,7 +128,7 @@ def _report(name: str, model: Model, checksum: str, most: int, config: ServeConf
         objective=model.config.objective,
         metric=model.config.metric,
         clusters=model.clusters,
-        dim=model.dim,
+        dim=model.input_dim,
         temperature=model.temperature,
         collapse_temperature=record["collapse_temperature"],
         balance=model.config.balance,

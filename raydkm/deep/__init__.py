@@ -1,0 +1,1 @@
+"""Encoders that learn together with the clusters: pre-training, rounds on targets, and what is clustered at the end."""

@@ -1,0 +1,92 @@
+"""A fit of features that are made of the rows: maps, then an encoder that is trained together with the clusters.
+
+    pre-train the encoder                                       contrastive, or as an autoencoder
+    repeat: encode the rows, average over neighbours, cluster   the closed-form ADM of `raydkm.engine.fit`
+            train encoder and heads towards these clusters      epochs of SGD on views of the rows
+    encode, cluster; prototypes of what a row alone gives are the model's
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydkm.config import FeatureConfig, FitConfig, FitRunConfig
+from raydkm.data.source import RowSource
+from raydkm.deep.clusters import Clusterer, means_of
+from raydkm.deep.saved import SavedFile
+from raydkm.deep.training import Training
+from raydkm.engine.checkpoint import CheckpointFile
+from raydkm.engine.comm import Comm
+from raydkm.engine.fit import Fitted, fit_rows
+from raydkm.engine.maps import fit_maps
+from raydkm.engine.passes import Passes, thread_pool
+from raydkm.engine.progress import Reporter
+from raydkm.engine.survey import survey
+from raydkm.engine.where import tiers_of
+from raydkm.features.features import Features
+
+
+def fit_features(
+    source: RowSource,
+    comm: Comm,
+    config: FitConfig,
+    *,
+    made: FeatureConfig,
+    run: FitRunConfig,
+    threads: int,
+    device: torch.device,
+    start: np.ndarray | None = None,
+    labels: Tensor | None = None,
+    report: Reporter | None = None,
+    checkpoints: CheckpointFile | None = None,
+) -> Fitted:
+    """Fit `config` to features `made` of the rows of all workers; arguments and errors are those of `fit_rows`.
+
+    `start` and the prototypes found are in the coordinates of the features. Checkpoints are of the training where there
+    is one; else of the ADM steps, but where features are averaged over neighbours.
+    """
+    report = report or Reporter([])
+    began = time.perf_counter()
+    tiers = tiers_of(run, device, comm.world_size)
+    with thread_pool(threads if device.type == "cpu" else 1) as pool:
+        passes = Passes(source, comm, device, threads if device.type == "cpu" else 1, pool.map)
+        maps, mapped = fit_maps(made.stages, passes, config, tiers)
+        look = survey(passes, "euclidean", 1, config.seed)
+    features = Features(len(look.extent.low), made.dims, maps)
+    seconds, facts = {"maps": time.perf_counter() - began}, {}
+    clusterer = Clusterer(source, comm, config, made, threads, device, tiers)
+    given = None if start is None else torch.from_numpy(np.asarray(start, dtype=np.float64))
+    if made.trains:
+        file = None
+        if run.run_dir:
+            file = SavedFile(run.run_dir, run.checkpoint_every, config, made, look.fingerprint)
+        training = Training(clusterer, features, file, report)
+        training.run([given] + [None] * (len(training.heads) - 1))
+        seconds["training"] = time.perf_counter() - began - seconds["maps"]
+        features, head = training.features, training.heads[training.best]
+        encoded = clusterer.encoded(features)
+        if training.clusterings:
+            given = means_of(encoded, training.clusterings[training.best].labels, head, comm)
+        fitted = clusterer.finished(encoded, head, given, labels, report)
+        features, facts = features.to(torch.device("cpu")), {"training": training.history}
+    elif made.hops:
+        fitted = clusterer.finished(mapped.source, config, given, labels, report)
+    else:
+        fitted = fit_rows(
+            mapped.source,
+            comm,
+            config,
+            threads=threads,
+            device=device,
+            start=start,
+            labels=labels,
+            report=report,
+            checkpoints=checkpoints,
+        )
+    facts |= {"fingerprint": look.fingerprint}
+    return replace(fitted, features=features, seconds=seconds | fitted.seconds, facts=fitted.facts | facts)

@@ -1,0 +1,162 @@
+"""What a network is trained on; each loss is a module, so that `DistributedDataParallel` sees all of its weights.
+
+A loss is this worker's part of the mean over the rows of all workers: parts add up to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+import torch.distributed.nn.functional as between
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raydkm.deep.shuffle import Share
+from raydkm.features.draws import Draws
+
+View = Callable[[Tensor, Draws], Tensor]
+
+#: Width of the layers between features and what InfoNCE compares, and of the latter.
+HIDDEN, PROJECTED = 256, 128
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a worker computes a step on.
+
+    Parameters
+    ----------
+    x : Tensor (n, *shape)
+        Inputs of the encoder.
+    share : Share
+    salt : int
+        Of this step's draws.
+    other : Tensor (n, *shape), optional
+        Of each row one that belongs to the same cluster (itself if not given).
+    targets : list of Tensor
+        For each head labels (n,) of int64, or posteriors (n, K).
+    """
+
+    x: Tensor
+    share: Share
+    salt: int
+    other: Tensor | None = None
+    targets: tuple[Tensor, ...] = ()
+
+    def draws(self, view: int) -> Draws:
+        """Random numbers for a view of the rows."""
+        return Draws(self.share.rows.to(self.x.device), 2 * self.salt + view)
+
+
+class Contrastive(nn.Module):
+    """InfoNCE of two views of each row (van den Oord et al. 2018; NT-Xent of Chen et al. 2020).
+
+    The negatives of a row are all others of the step, of all workers.
+    """
+
+    def __init__(self, encoder: nn.Module, dim: int, view: View, temperature: float):
+        super().__init__()
+        self.encoder = encoder
+        self.project = nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PROJECTED))
+        self._view, self._temperature = view, temperature
+
+    def forward(self, part: Part) -> Tensor:
+        first = self._view(part.x, part.draws(0))
+        second = self._view(part.x if part.other is None else part.other, part.draws(1))
+        size, slots = part.share.size, part.share.slots.to(part.x.device)
+        projected = functional.normalize(self.project(self.encoder(torch.cat([first, second]))).float(), dim=1)
+        mine = torch.cat([slots, slots + size])
+        everyone = of_all_workers(projected, mine, 2 * size)
+        similarities = projected @ everyone.T / self._temperature
+        itself = functional.one_hot(mine, 2 * size).bool()
+        partner = torch.cat([slots + size, slots])
+        losses = functional.cross_entropy(similarities.masked_fill(itself, -torch.inf), partner, reduction="sum")
+        return losses / (2 * size)
+
+
+def of_all_workers(rows: Tensor, places: Tensor, size: int) -> Tensor:
+    """The rows (size, d) of all workers, each at its place; gradients find their way back to the worker they are of."""
+    everyone = torch.zeros(size, rows.shape[1], dtype=rows.dtype, device=rows.device).index_copy(0, places, rows)
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        everyone = between.all_reduce(everyone)
+    return everyone
+
+
+class Autoencoder(nn.Module):
+    """Mean squared error of the reconstruction of a row."""
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, part: Part) -> Tensor:
+        return reconstruction(part, self.decoder(self.encoder(part.x)))
+
+
+def reconstruction(part: Part, made: Tensor) -> Tensor:
+    error = (made.float() - part.x).square().flatten(1).mean(1)
+    return error.sum() / part.share.size
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy of targets and the posteriors of linear heads for a view of the row, averaged over the heads.
+
+    With targets fixed this is the discriminative loss of section 2.1 of docs/mathematics.md: its part in the model.
+    """
+
+    def __init__(self, encoder: nn.Module, dim: int, clusters: list[int], view: View):
+        super().__init__()
+        self.encoder = encoder
+        self.heads = nn.ModuleList(nn.Linear(dim, count) for count in clusters)
+        self._view = view
+        self.of_heads: Tensor | float = 0.0  # sums (heads,) of their losses since it was set to 0
+
+    def forward(self, part: Part) -> Tensor:
+        features = self.encoder(self._view(part.x, part.draws(0)))
+        losses = torch.stack(
+            [
+                functional.cross_entropy(head(features).float(), target, reduction="sum")
+                for head, target in zip(self.heads, part.targets, strict=True)
+            ]
+        )
+        self.of_heads = self.of_heads + losses.detach()
+        return losses.mean() / part.share.size
+
+
+class SRKMeans(nn.Module):
+    """The loss of SR-K-means as a function of the encoder, with the reconstruction of the row (Jabi et al., eq. 16).
+
+        (1 / T) [ sum_k q_ik ||z_i - theta_k||^2 - ||z_i||^2 ] + weight ||x_i - decode(z_i)||^2
+
+    Parameters
+    ----------
+    encoder, decoder : nn.Module
+    weight : float
+        Of the reconstruction.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, weight: float):
+        super().__init__()
+        self.encoder, self.decoder, self._weight = encoder, decoder, weight
+        self.prototypes: Tensor | None = None
+        self.temperature, self.unit = 1.0, False
+
+    def toward(self, prototypes: Tensor, temperature: float, *, unit: bool) -> None:
+        """Train towards prototypes (K, d), in the coordinates of the features (of unit length if asked for)."""
+        self.prototypes, self.temperature, self.unit = prototypes, temperature, unit
+
+    def forward(self, part: Part) -> Tensor:
+        assert self.prototypes is not None
+        [target] = part.targets
+        encoded = self.encoder(part.x).float()
+        z = functional.normalize(encoded, dim=1) if self.unit else encoded
+        q = target if target.ndim == 2 else functional.one_hot(target, len(self.prototypes)).to(z.dtype)
+        theta = self.prototypes
+        # sum_k q_k ||z - theta_k||^2 - ||z||^2, without differences of rows and prototypes
+        pulls = q @ theta.square().sum(1) - 2 * (z * (q @ theta)).sum(1)
+        return pulls.sum() / (self.temperature * part.share.size) + self._weight * reconstruction(
+            part, self.decoder(encoded)
+        )

@@ -1,0 +1,158 @@
+"""One stage of training: epochs of steps over the rows of all workers, which can end and go on at any step."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raydkm.config import FeatureConfig
+from raydkm.deep.losses import Part
+from raydkm.deep.shuffle import Shuffle
+from raydkm.engine.comm import Comm
+from raydkm.engine.where import torch_threads
+
+#: Part of a stage's steps in which the learning rate rises.
+RISE = 0.1
+
+#: What makes this worker's part of a step from what `Shuffle` says of it; raises where rows are missing.
+Make = Callable[[Any, int], Part]
+
+
+@dataclass
+class Stage:
+    """A stage and how far it has come.
+
+    Parameters
+    ----------
+    name : str
+    module : nn.Module
+        The loss, with all networks that are trained.
+    epochs : int
+    steps : int
+        Steps of an epoch.
+    step : int
+        Steps done.
+    """
+
+    name: str
+    module: nn.Module
+    epochs: int
+    steps: int
+    config: FeatureConfig
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        weights = [weight for weight in self.module.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            weights, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, foreach=True
+        )
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.epochs * self.steps
+
+    def rate(self) -> float:
+        """The learning rate of the next step: it rises, then falls to zero along half a cosine."""
+        total = self.epochs * self.steps
+        rise = max(1.0, RISE * total)
+        if self.step < rise:
+            return self.config.learning_rate * (self.step + 1) / (rise + 1)
+        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (self.step - rise) / max(1.0, total - rise)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, and what the optimiser remembers of each; on the CPU."""
+        found = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        return {name: tensor.detach().cpu().clone() for name, tensor in found.items()}
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Go on after `step` steps, from the tensors that there were then."""
+        parts: dict[str, dict[str, Any]] = {"module": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            parts[kind][rest] = tensor
+        self.module.load_state_dict(parts["module"])
+        described = self.optimizer.state_dict()
+        for name, tensor in parts["optimizer"].items():
+            number, _, what = name.partition(".")
+            described["state"].setdefault(int(number), {})[what] = tensor
+        self.optimizer.load_state_dict(described)
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What an epoch came to."""
+
+    stage: str
+    epoch: int
+    loss: float
+    seconds: float
+    rows_per_second: float
+
+
+def train(
+    stage: Stage,
+    shuffle: Shuffle,
+    make: Make,
+    comm: Comm,
+    *,
+    threads: int,
+    device: torch.device,
+    salt: int,
+    on_step: Callable[[], None],
+    on_epoch: Callable[[Trained], None],
+) -> None:
+    """Do the steps of a stage that are left.
+
+    Parameters
+    ----------
+    make : callable
+        This worker's `Part` of a step, of its `Share` and salt.
+    salt : int
+        From which the draws of all steps follow.
+    on_step : callable
+        Called after every step.
+    on_epoch : callable
+        Called after every epoch, in all workers.
+    """
+    module, world = stage.module.to(device).train(), comm.world_size
+    net = DistributedDataParallel(module, broadcast_buffers=False) if world > 1 else module
+    low = stage.config.amp == "bf16" or (stage.config.amp == "auto" and device.type == "cuda")
+    with torch_threads(threads):
+        total, began, since = torch.zeros((), dtype=torch.float64, device=device), time.perf_counter(), stage.step
+        while not stage.done:
+            epoch, step = divmod(stage.step, stage.steps)
+            part = make(shuffle.share(epoch, step), (salt << 32) + stage.step)
+            for group in stage.optimizer.param_groups:
+                group["lr"] = stage.rate()
+            stage.optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=low):
+                loss = net(part)
+            (loss * world).backward()  # the mean of gradients over workers then is the gradient of the sum of parts
+            stage.optimizer.step()
+            total += loss.detach()
+            stage.step += 1
+            if step + 1 == stage.steps:
+                done, seconds = stage.step - since, time.perf_counter() - began
+                mean = sum(comm.all_gather(float(total))) / done
+                rows = sum(shuffle.size(number % stage.steps) for number in range(since, stage.step))
+                on_epoch(Trained(stage.name, epoch + 1, mean, seconds, rows / seconds))
+                total.zero_()
+                began, since = time.perf_counter(), stage.step
+            on_step()
+    module.eval()
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """A copy that is not trained, for evaluation."""
+    return copy.deepcopy(module).eval().requires_grad_(False)

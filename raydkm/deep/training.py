@@ -1,0 +1,217 @@
+"""The training of an encoder together with the clusters, stage after stage, from the last checkpoint on."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydkm.deep.clusters import Clusterer, Clustering, heads_of, means_of
+from raydkm.deep.losses import Autoencoder, Contrastive, CrossEntropy, Part, SRKMeans
+from raydkm.deep.partners import Partners
+from raydkm.deep.saved import Saved, SavedFile
+from raydkm.deep.shuffle import Share, Shuffle
+from raydkm.deep.train import Stage, Trained, train
+from raydkm.engine.comm import gathered
+from raydkm.engine.neighbours import neighbours
+from raydkm.engine.progress import Reporter
+from raydkm.errors import ConfigError
+from raydkm.features.encoders import build_encoder
+from raydkm.features.features import Features
+from raydkm.features.views import view_of
+from raydkm.objectives import OBJECTIVES
+from raydkm.objectives.distance import DistanceObjective
+
+logger = logging.getLogger("raydkm")
+
+#: A marginal entropy below this part of log K is a sign of collapse.
+UNEVEN = 0.5
+
+
+class Training:
+    """Trains the encoder of `features`.
+
+    Parameters
+    ----------
+    clusterer : Clusterer
+    features : Features
+        The maps; an encoder is added.
+    file : SavedFile, optional
+        Where to go on from, if there is a checkpoint, and to save others.
+    report : Reporter
+
+    Attributes
+    ----------
+    features : Features
+        With the encoder.
+    history : list of dict
+        An entry for each epoch and each clustering.
+    clusterings : list of Clustering
+        Of the last round, for each head.
+    best : int
+        The head of least loss.
+    """
+
+    def __init__(self, clusterer: Clusterer, features: Features, file: SavedFile | None, report: Reporter):
+        self._of, self._file, self._report = clusterer, file, report
+        config, made = clusterer.config, clusterer.made
+        _check_loss(clusterer)
+        encoder = build_encoder(made.encoder, features.input_shape, made.arguments, config.seed)
+        self.features = replace(features, encoder=encoder.to(clusterer.device).eval())
+        self.history: list[dict[str, Any]] = []
+        self.clusterings: list[Clustering] = []
+        self.best = 0
+        self.heads = heads_of(config, made)
+        counts = clusterer.comm.all_gather(clusterer.rows.held)
+        self._start, self._total = sum(counts[: clusterer.comm.rank]), sum(counts)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self._losses = self._modules(encoder)
+
+    def run(self, starts: list[Tensor | None]) -> None:
+        """Do what is left of all stages; the first clusterings begin at prototypes (K, d) where they are given."""
+        made, comm = self._of.made, self._of.comm
+        stages = [] if made.pretrain == "none" else [(made.pretrain, made.pretrain_epochs)]
+        stages += [(f"round {number + 1}", made.epochs) for number in range(made.rounds)]
+        [saved, *_] = gathered(comm, lambda: self._file.load() if self._file is not None and comm.rank == 0 else None)
+        if saved is not None:
+            self.history, self.best = list(saved.history), saved.best
+            logger.info("going on after step %d of %s", saved.step, stages[saved.stage][0])
+        for number, (name, epochs) in enumerate(stages):
+            if saved is None or number >= saved.stage:
+                self._stage(number, name, epochs, starts, saved if saved and number == saved.stage else None)
+
+    def _stage(self, number: int, name: str, epochs: int, starts: list[Tensor | None], saved: Saved | None) -> None:
+        of, encoder, seed = self._of, self.features.encoder, self._of.config.seed * 64 + number
+        assert encoder is not None
+        if saved is not None:
+            encoder.load_state_dict(saved.teacher)
+        teacher = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
+        loss, targets = self._losses[name.partition(" ")[0]], None
+        if name.startswith("round"):
+            starts, targets = self._clustered(name, starts if saved is None else saved.starts, again=saved is not None)
+        shuffle = Shuffle(self._total, self._start, self._start + of.rows.held, of.made.batch, seed)
+        stage = Stage(name, loss.to(of.device), epochs, shuffle.steps, of.made)
+        if saved is not None:
+            stage.restore(saved.tensors, saved.step)
+
+        def save(*, now: bool = False) -> None:
+            if self._file is not None and of.comm.rank == 0 and (now or self._file.due()):
+                tensors = stage.tensors()
+                self._file.save(Saved(number, stage.step, tensors, teacher, starts, self.best, self.history))
+
+        save(now=saved is None)
+        make = self._maker(targets, self._partners() if name == "contrastive" and of.made.positives else None)
+        threads, device = of.threads, of.device
+        train(
+            stage, shuffle, make, of.comm, threads=threads, device=device, salt=seed, on_step=save, on_epoch=self._keep(loss)
+        )
+        save(now=True)
+
+    def _clustered(
+        self, name: str, starts: list[Tensor | None], *, again: bool
+    ) -> tuple[list[Tensor | None], Any]:
+        """Cluster the features so far for each head; return where that began, and the targets of rows at positions."""
+        of = self._of
+        encoded = of.encoded(self.features)
+        if self.clusterings and not again:  # clusters keep their numbers, which the heads have learned
+            pairs = zip(self.clusterings, self.heads, strict=True)
+            starts = [means_of(encoded, found.labels, head, of.comm) for found, head in pairs]
+        rows = of.smoothed(encoded)
+        self.clusterings = [
+            of.clustered(rows, head, start) for head, start in zip(self.heads, starts, strict=True)
+        ]
+        for head, found in enumerate(self.clusterings):
+            if not again:
+                self._tell({"stage": name, "head": head, "clusters": len(found.fitted.counts), **found.summary()})
+
+        def targets(positions: Tensor) -> tuple[Tensor, ...]:
+            features = rows.take(positions)
+            return tuple(found.targets(features, positions) for found in self.clusterings)
+
+        loss = self._losses["round"]
+        if isinstance(loss, SRKMeans):
+            [found] = self.clusterings
+            theta = torch.from_numpy(found.model.cluster_centers).float().to(of.device)
+            loss.toward(theta, found.model.temperature, unit=of.config.metric == "cosine")
+        return starts, targets
+
+    def _maker(self, targets: Any, partners: Partners | None) -> Any:
+        """What makes a worker's part of a step."""
+        of = self._of
+
+        def make(share: Share, salt: int) -> Part:
+            positions = share.rows - self._start
+            x = self.features.inputs(of.rows.take(positions).to(of.device))
+            other = None if partners is None else self.features.inputs(partners(share, salt).to(of.device))
+            given = () if targets is None else tuple(target.to(of.device) for target in targets(positions))
+            return Part(x, share, salt, other, given)
+
+        return make
+
+    def _partners(self) -> Partners:
+        """Neighbours among the rows as the maps leave them."""
+        of = self._of
+        mapped = of.encoded(replace(self.features, encoder=None))
+        graph = neighbours(mapped.everything(), of.comm, of.made.positives, threads=of.threads)
+        return Partners(of.rows, graph.ids, self._start, of.comm)
+
+    def _keep(self, loss: nn.Module) -> Any:
+        """What records an epoch."""
+
+        def record(done: Trained) -> None:
+            entry = asdict(done)
+            if isinstance(loss, CrossEntropy):
+                parts = self._of.comm.all_gather(torch.as_tensor(loss.of_heads).cpu())
+                each = torch.stack(parts).sum(0)[: self._of.made.heads]
+                loss.of_heads, self.best = 0.0, int(each.argmin())
+                entry |= {"heads": (each / self._total).tolist()}
+            self._tell(entry)
+
+        return record
+
+    def _tell(self, entry: dict[str, Any]) -> None:
+        self.history.append(entry)
+        self._report("training", **entry)
+        if self._of.comm.rank == 0 and "clusters" in entry:
+            for sign in _collapse(entry):
+                logger.warning("%s: %s", entry["stage"], sign)
+
+    def _modules(self, encoder: Any) -> dict[str, nn.Module]:
+        """The losses that are used, by the names of stages."""
+        made, dim = self._of.made, encoder.dim
+        view = view_of(made.kind, made.strength)
+        needed = made.pretrain == "autoencoder" or made.loss == "sr-kmeans"
+        decoder = encoder.decoder() if needed else None
+        modules: dict[str, nn.Module] = {}
+        if made.pretrain == "contrastive":
+            modules["contrastive"] = Contrastive(encoder, dim, view, made.contrast_temperature)
+        if made.pretrain == "autoencoder":
+            modules["autoencoder"] = Autoencoder(encoder, decoder)
+        if made.rounds and made.loss == "sr-kmeans":
+            modules["round"] = SRKMeans(encoder, decoder, made.reconstruction)
+        elif made.rounds:
+            modules["round"] = CrossEntropy(encoder, dim, [head.clusters for head in self.heads], view)
+        return modules
+
+
+def _check_loss(clusterer: Clusterer) -> None:
+    kind = OBJECTIVES[clusterer.config.objective]
+    if clusterer.made.loss == "sr-kmeans" and (kind.hard or not issubclass(kind, DistanceObjective)):
+        raise ConfigError("loss sr-kmeans goes with the objectives sr-kmeans and soft-kmeans")
+
+
+def _collapse(entry: dict[str, Any]) -> list[str]:
+    """Sentences that tell of a collapse of the clusters."""
+    signs = []
+    if entry["dead"]:
+        signs.append(f"{entry['dead']} of {entry['clusters']} clusters have no rows")
+    if entry["duplicates"]:
+        signs.append(f"{entry['duplicates']} prototypes are the same as another one")
+    if entry["marginal_entropy"] < UNEVEN * math.log(entry["clusters"]):
+        signs.append(f"clusters are uneven: marginal entropy {entry['marginal_entropy']:.3g} nats")
+    return signs

@@ -1,0 +1,1 @@
+"""What stored rows are made into before they are clustered: maps, encoders and their views."""

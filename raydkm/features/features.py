@@ -1,0 +1,124 @@
+"""Features: what stored rows are made into, alike in fit, assign and serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raydkm.errors import ModelError
+from raydkm.features.encoders import describe, rebuild
+from raydkm.features.maps import Map, map_of
+
+#: Numbers of the inputs that an encoder takes at a time, so that its layers need no more memory for larger rows.
+INPUTS_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True)
+class Features:
+    """Maps, then an encoder.
+
+    Parameters
+    ----------
+    input_dim : int
+        Of stored rows.
+    shape : tuple of int, optional
+        Of a stored row, where it is not a vector.
+    maps : tuple of Map
+    encoder : nn.Module, optional
+        In evaluation mode, of inputs (n, *input_shape).
+    """
+
+    input_dim: int
+    shape: tuple[int, ...] | None = None
+    maps: tuple[Map, ...] = ()
+    encoder: nn.Module | None = field(default=None, compare=False)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Features (n, dim) of float32 of rows (n, input_dim) of any numeric dtype."""
+        if self.encoder is None:
+            return self.mapped(rows)
+        at_once = max(1, INPUTS_AT_ONCE // self.input_dim)
+        with torch.no_grad():
+            return torch.cat([self.encoder(self.inputs(part)) for part in rows.split(at_once)])
+
+    def mapped(self, rows: Tensor) -> Tensor:
+        """Rows (n, input_dim) after the maps, of float32."""
+        for each in self.maps:
+            rows = each(rows)
+        return rows.float()
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """What the encoder takes, (n, *input_shape) of float32: unmapped 8-bit pixels are scaled to [0, 1]."""
+        x = self.mapped(rows)
+        if rows.dtype == torch.uint8 and not self.maps:
+            x = x / 255
+        return x.reshape(len(x), *self.input_shape)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of what the encoder takes: that of a row, if the maps leave as many numbers."""
+        dim = self.maps[-1].dim if self.maps else self.input_dim
+        return self.shape if self.shape is not None and prod(self.shape) == dim else (dim,)
+
+    def to(self, device: torch.device) -> Features:
+        if self.encoder is not None:
+            self.encoder.to(device)
+        return self
+
+    def described(self) -> dict[str, Any]:
+        """All but the tensors, as JSON has it."""
+        return {
+            "input_dim": self.input_dim,
+            "shape": self.shape,
+            "maps": [str(each.stage) for each in self.maps],
+            "encoder": None if self.encoder is None else describe(self.encoder),
+        }
+
+    def map_tensors(self) -> dict[str, Tensor]:
+        return {f"{i}.{name}": t for i, each in enumerate(self.maps) for name, t in each.tensors().items()}
+
+    def encoder_tensors(self) -> dict[str, Tensor]:
+        if self.encoder is None:
+            return {}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
+
+
+def features_of(
+    described: dict[str, Any],
+    maps: dict[str, Tensor],
+    encoder: dict[str, Tensor],
+    own: Callable[..., nn.Module] | None = None,
+) -> Features:
+    """Features as they were described; `own` is the user's function, where the encoder was made by one.
+
+    Raises
+    ------
+    ModelError
+        If a tensor is missing, of another shape or not finite; or if the user's own function is needed and not given.
+    """
+    stages = described["maps"]
+    parts: list[dict[str, Tensor]] = [{} for _ in stages]
+    for name, tensor in maps.items():
+        number, _, rest = name.partition(".")
+        if not number.isdigit() or int(number) >= len(parts):
+            raise ModelError(f"a tensor {name} of no map")
+        parts[int(number)][rest] = tensor
+    made = tuple(map_of(stage, tensors) for stage, tensors in zip(stages, parts, strict=True))
+    dim = int(described["input_dim"])
+    for stage, each in zip(stages, made, strict=True):
+        if each.input_dim not in (None, dim):
+            raise ModelError(f"map {stage} takes {each.input_dim} dimensions, there are {dim}")
+        dim = dim if each.input_dim is None else each.dim
+    net = described["encoder"]
+    shape = described["shape"]
+    return Features(
+        int(described["input_dim"]),
+        None if shape is None else tuple(int(length) for length in shape),
+        made,
+        None if net is None else rebuild(net, encoder, own).eval(),
+    )
