@@ -7,7 +7,7 @@ import os
 
 from raydkm.config import FeatureConfig, FitConfig
 from raydkm.data.parquet import ParquetTable
-from raydkm.engine.checkpoint import CheckpointFile
+from raydkm.engine.checkpoint import CheckpointFile, check_same
 from raydkm.errors import ConfigError
 from raydkm.model import Model, load
 
@@ -48,6 +48,7 @@ def finished_before(
         return None
     saved.check_config(config)
     saved.check_start(start)
+    check_same(model.made.model_dump(mode="json"), made)
     if model.record["files"] != table.digest:
         raise ConfigError(
             f"{out} was made by this run, of files that have changed since, or of others; name another run and output, "

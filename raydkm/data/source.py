@@ -21,7 +21,7 @@ from raydkm.data.columns import Block, check_rows, check_weight
 from raydkm.data.parquet import READ_ROWS, ParquetTable
 from raydkm.data.prefetch import prefetched
 from raydkm.data.tiers import Chunk, Room, Tiers
-from raydkm.errors import InputError
+from raydkm.errors import EngineError, InputError
 from raydkm.ops.batch import BATCH_ROWS, Batch
 
 #: Bytes of a chunk of rows, as near as whole canonical batches come to it.
@@ -184,6 +184,42 @@ class RowSource:
     def to(self, device: torch.device) -> RowSource:
         chunks = [chunk.to(device) for chunk in self._chunks]
         return RowSource(chunks, self.first, self.total, self._rests, repeats=self.repeats)
+
+    def take(self, positions: Tensor) -> Tensor:
+        """Rows (m, d) at positions (m,) among this worker's, all of which must be held, on the host if any of them are.
+
+        Raises
+        ------
+        EngineError
+            If some are read again at each pass.
+        """
+        self._check_held()
+        if len(self._chunks) == 1:
+            rows = self._chunks[0].rows
+            return rows[positions.to(rows.device)]
+        of = np.searchsorted([chunk.first for chunk in self._chunks], positions.numpy(), side="right") - 1
+        taken = self.everything(slice(0, 0)).new_empty(len(positions), self._chunks[0].rows.shape[1])
+        for number in np.unique(of):
+            chunk, here = self._chunks[number], torch.from_numpy(np.flatnonzero(of == number))
+            taken[here] = chunk.rows[(positions[here] - chunk.first).to(chunk.rows.device)].to(taken.device)
+        return taken
+
+    def everything(self, part: slice = slice(None)) -> Tensor:
+        """All rows (n, d) of this worker, or a part of each chunk; raises as `take` does."""
+        self._check_held()
+        parts = [chunk.rows[part] for chunk in self._chunks]
+        return parts[0] if len(parts) == 1 else torch.cat([rows.cpu() for rows in parts])
+
+    def with_rows(self, rows: Tensor) -> RowSource:
+        """Other rows (n, D) in the place of this worker's, with their weights; raises as `take` does."""
+        self._check_held()
+        weights = [chunk.weight for chunk in self._chunks if chunk.weight is not None]
+        weight = torch.cat([each.to(rows.device) for each in weights]) if weights else None
+        return RowSource([Chunk(0, rows, weight)], self.first, self.total, repeats=self.repeats)
+
+    def _check_held(self) -> None:
+        if self._rests or not self._chunks:
+            raise EngineError("the rows of this worker are not held: give memory, disk (TMPDIR) or more workers")
 
 
 def hold_rows(

@@ -88,5 +88,6 @@ def fit_features(
             report=report,
             checkpoints=checkpoints,
         )
-    facts |= {"fingerprint": look.fingerprint}
+    if made.trains or made.hops:
+        facts |= {"fingerprint": look.fingerprint}
     return replace(fitted, features=features, seconds=seconds | fitted.seconds, facts=fitted.facts | facts)
