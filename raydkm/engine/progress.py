@@ -4,6 +4,9 @@ An event is a dict whose "event" is one of
 
 - ``run``: the fit begins. `config`, `rows`, `dim`, `workers`, `threads`, `device`, `resumed_step`
 - ``phase``: a phase has ended. `phase` (ingest, survey, seeding, steps, assignment), `seconds`
+- ``training``: of an encoder, an epoch has ended (`stage`, `epoch`, `loss`, `seconds`, `rows_per_second`; of several
+  heads also their losses `heads`), or features were clustered (`stage`, `head`, `clusters`, and the fields of
+  `raydkm.deep.clusters.Clustering.summary`)
 - ``step``: the fields of a history entry, `rows_per_second` and `seconds_left` (None if unknown)
 - ``end``: the fit has ended. `steps`, `stopped` (by which rule), `inertia`
 - ``failed``: it was refused, or given up. `error`
@@ -96,6 +99,8 @@ class Log:
             )
         elif event["event"] == "phase" and event["phase"] != "steps":
             logger.info("%s: %.3g s", event["phase"], event["seconds"])
+        elif event["event"] == "training":
+            logger.info("%s", _training(event))
         elif event["event"] == "lost":
             logger.warning("%s", event["error"])
         elif event["event"] == "step":
@@ -114,6 +119,19 @@ class Log:
             f"{event['seconds']:.3g} s (compute {event['compute']:.3g}, wait {event['wait']:.3g}, "
             f"reduce {event['reduce']:.3g}){end}"
         )
+
+
+def _training(event: Event) -> str:
+    if "epoch" in event:
+        return (
+            f"{event['stage']}, epoch {event['epoch']}: loss {event['loss']:.4g}, "
+            f"{event['rows_per_second']:.3g} rows/s, {event['seconds']:.3g} s"
+        )
+    return (
+        f"{event['stage']}: {event['clusters']} clusters of {event['smallest']:.6g} to {event['largest']:.6g} rows, "
+        f"marginal entropy {event['marginal_entropy']:.3g} nats, objective {event['objective']:.6g} "
+        f"after {event['steps']} steps"
+    )
 
 
 class RowsProgress:

@@ -28,13 +28,14 @@ LEVELS = {
     "data": 4,  # writes through atomic
     "model": 5,
     "engine": 6,
-    "api": 7,
-    "callbacks": 7,
-    "serve": 7,
-    "estimator": 8,
-    "cli": 8,
-    "__main__": 9,
-    "": 8,  # raydkm/__init__.py
+    "deep": 7,
+    "api": 8,
+    "callbacks": 8,
+    "serve": 8,
+    "estimator": 9,
+    "cli": 9,
+    "__main__": 10,
+    "": 9,  # raydkm/__init__.py
 }
 
 
