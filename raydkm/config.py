@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from raydkm.errors import ConfigError
+from raydkm.features.stages import Stage, parse
 
 _FRACTION_OF_TC = re.compile(r"(?P<fraction>[0-9.eE+-]+)\s*\*?\s*Tc")
 
@@ -334,11 +335,7 @@ class FeatureConfig(_Frozen):
     @field_validator("map")
     @classmethod
     def _known_stages(cls, stages: str | None) -> str | None:
-        if stages is None:
-            return None
-        from raydkm.features.stages import parse
-
-        return ",".join(map(str, parse(stages))) or None
+        return None if stages is None else ",".join(map(str, parse(stages)))
 
     @field_validator("encoder_args", mode="before")
     @classmethod
@@ -404,15 +401,18 @@ class FeatureConfig(_Frozen):
         return {} if self.encoder_args is None else arguments_of(self.encoder_args)
 
     @property
-    def stages(self) -> list[str]:
+    def stages(self) -> tuple[Stage, ...]:
         """The maps, without the smoothing over neighbours."""
-        return [stage for stage in (self.map or "").split(",") if stage and not stage.startswith("neighbours")]
+        return tuple(stage for stage in self._all_stages if stage.name != "neighbours")
 
     @property
     def hops(self) -> int:
         """How often a fit averages over neighbours."""
-        last = (self.map or "").rpartition(",")[2]
-        return int(last.partition(":")[2]) if last.startswith("neighbours") else 0
+        return sum(stage.number or 0 for stage in self._all_stages if stage.name == "neighbours")
+
+    @property
+    def _all_stages(self) -> tuple[Stage, ...]:
+        return () if self.map is None else parse(self.map)
 
     @property
     def kind(self) -> str:

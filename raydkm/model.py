@@ -29,7 +29,7 @@ from torch import Tensor
 from raydkm.atomic import new_directory
 from raydkm.config import FeatureConfig, FitConfig
 from raydkm.errors import ConfigError, ModelError, RaydkmError
-from raydkm.features.encoders import own_encoder
+from raydkm.features.encoders import own_build
 from raydkm.features.features import Features, features_of
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.logistic import OF_LOGITS, LogisticObjective
@@ -238,7 +238,7 @@ def load(path: str | os.PathLike, *, encoder: str | None = None) -> Model:
         tensors: dict[str, Any] = load_tensors(content[_TENSORS])
         if unknown := set(tensors) - set(_TENSOR_NAMES):
             raise ModelError(f"{place}: damaged (unknown tensors {', '.join(sorted(unknown))})")
-        features = described.get("features")
+        features, own = described.get("features"), None if encoder is None else own_build(encoder)
         parts = [load_tensors(content[name]) if name in content else {} for name in (_MAPS, _ENCODER)]
         model = Model(
             config=FitConfig(**described["config"]),
@@ -247,7 +247,7 @@ def load(path: str | os.PathLike, *, encoder: str | None = None) -> Model:
             record=dict(described["record"]),
             history=[json.loads(line) for line in content[_HISTORY].splitlines()],
             made=FeatureConfig(**described.get("made", {})),
-            features=None if features is None else features_of(features, *parts, own=own_encoder(encoder)),
+            features=None if features is None else features_of(features, *parts, own=own),
         )
         _check_shapes(model, place)
     except RaydkmError:

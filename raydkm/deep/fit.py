@@ -55,9 +55,9 @@ def fit_features(
     tiers = tiers_of(run, device, comm.world_size)
     with thread_pool(threads if device.type == "cpu" else 1) as pool:
         passes = Passes(source, comm, device, threads if device.type == "cpu" else 1, pool.map)
-        maps, mapped = fit_maps(made.stages, passes, config, tiers)
+        maps, mapped = fit_maps(made.stages, passes, config, tiers) if made.stages else ((), passes)
         look = survey(passes, "euclidean", 1, config.seed)
-    features = Features(len(look.extent.low), made.dims, maps)
+    features = Features(len(look.extent.low), made.dims, tuple(map(str, made.stages)), maps)
     seconds, facts = {"maps": time.perf_counter() - began}, {}
     clusterer = Clusterer(source, comm, config, made, threads, device, tiers)
     given = None if start is None else torch.from_numpy(np.asarray(start, dtype=np.float64))

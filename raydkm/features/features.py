@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raydkm.errors import ModelError
-from raydkm.features.encoders import describe, rebuild
+from raydkm.features.encoders import Encoder, rebuild
 from raydkm.features.maps import Map, map_of
 
 #: Numbers of the inputs that an encoder takes at a time, so that its layers need no more memory for larger rows.
@@ -28,15 +28,18 @@ class Features:
         Of stored rows.
     shape : tuple of int, optional
         Of a stored row, where it is not a vector.
+    stages : tuple of str
+        What each map was written as.
     maps : tuple of Map
-    encoder : nn.Module, optional
+    encoder : Encoder, optional
         In evaluation mode, of inputs (n, *input_shape).
     """
 
     input_dim: int
     shape: tuple[int, ...] | None = None
+    stages: tuple[str, ...] = ()
     maps: tuple[Map, ...] = ()
-    encoder: nn.Module | None = field(default=None, compare=False)
+    encoder: Encoder | None = None
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Features (n, dim) of float32 of rows (n, input_dim) of any numeric dtype."""
@@ -75,17 +78,15 @@ class Features:
         return {
             "input_dim": self.input_dim,
             "shape": self.shape,
-            "maps": [str(each.stage) for each in self.maps],
-            "encoder": None if self.encoder is None else describe(self.encoder),
+            "maps": list(self.stages),
+            "encoder": None if self.encoder is None else self.encoder.description,
         }
 
     def map_tensors(self) -> dict[str, Tensor]:
         return {f"{i}.{name}": t for i, each in enumerate(self.maps) for name, t in each.tensors().items()}
 
     def encoder_tensors(self) -> dict[str, Tensor]:
-        if self.encoder is None:
-            return {}
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
+        return {} if self.encoder is None else self.encoder.weights()
 
 
 def features_of(
@@ -111,14 +112,15 @@ def features_of(
     made = tuple(map_of(stage, tensors) for stage, tensors in zip(stages, parts, strict=True))
     dim = int(described["input_dim"])
     for stage, each in zip(stages, made, strict=True):
-        if each.input_dim not in (None, dim):
+        if each.input_dim != dim:
             raise ModelError(f"map {stage} takes {each.input_dim} dimensions, there are {dim}")
-        dim = dim if each.input_dim is None else each.dim
+        dim = each.dim
     net = described["encoder"]
     shape = described["shape"]
     return Features(
         int(described["input_dim"]),
         None if shape is None else tuple(int(length) for length in shape),
+        tuple(stages),
         made,
-        None if net is None else rebuild(net, encoder, own).eval(),
+        None if net is None else rebuild(net, encoder, own),
     )

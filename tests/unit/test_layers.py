@@ -23,6 +23,7 @@ LEVELS = {
     "errors": 0,
     "atomic": 1,
     "ops": 1,
+    "features": 2,
     "objectives": 2,
     "config": 3,
     "data": 4,  # writes through atomic
