@@ -214,7 +214,7 @@ def conv(
         layers: list[nn.Module] = [nn.Linear(dim, flat), nn.Unflatten(1, (maps[-1], *sizes[-1]))]
         for step in reversed(range(len(channels))):
             height, width = ((size + 2 * padding - kernel) % 2 for size in sizes[step])
-            layers += [*_activated(maps[step + 1], norm, activation)]
+            layers += _activated(maps[step + 1], norm, activation)
             layers.append(
                 nn.ConvTranspose2d(maps[step + 1], maps[step], kernel, 2, padding, output_padding=(height, width))
             )
@@ -223,7 +223,7 @@ def conv(
     layers: list[nn.Module] = []
     for before, after in pairwise(maps):
         layers += [nn.Conv2d(before, after, kernel, 2, padding, bias=norm == "none")]
-        layers += [*_activated(after, norm, activation)]
+        layers += _activated(after, norm, activation)
     layers += [nn.Flatten(), nn.Linear(flat, dim)]
     if bounded:
         layers.append(nn.Tanh())
@@ -263,7 +263,7 @@ def tcn(
         body: list[nn.Module] = []
         for inputs in (before, after):
             body.append(nn.Conv1d(inputs, after, kernel, padding="same", dilation=2**block, bias=norm == "none"))
-            body += [*_activated(after, norm, activation)]
+            body += _activated(after, norm, activation)
         skip = nn.Identity() if before == after else nn.Conv1d(before, after, 1)
         blocks += [_Residual(nn.Sequential(*body), skip), _ACTIVATIONS[activation]()]
     return Encoder(nn.Sequential(*blocks, _MeanAndMax(), nn.Linear(2 * maps[-1], dim)), dim, mirrored)
