@@ -292,7 +292,10 @@ class FeatureConfig(_Frozen):
     view: Literal["auto", "image", "vector", "series"] = Field(
         "auto", description="Kind of random changes of a row that its cluster should not depend on; auto: by shape."
     )
-    strength: float = Field(1.0, ge=0, description="Strength of these changes.")
+    view_args: str | None = Field(
+        None, description="Their amplitudes, as name=value,name=value: rotation=20 (see raydkm/features/views.py)."
+    )
+    strength: float = Field(1.0, ge=0, description="Factor of all of them.")
     pretrain: Literal["none", "contrastive", "autoencoder"] = Field(
         "none",
         description="Training before there are clusters: contrastive (InfoNCE of two views of a row), autoencoder, none.",
@@ -337,7 +340,7 @@ class FeatureConfig(_Frozen):
     def _known_stages(cls, stages: str | None) -> str | None:
         return None if stages is None else ",".join(map(str, parse(stages)))
 
-    @field_validator("encoder_args", mode="before")
+    @field_validator("encoder_args", "view_args", mode="before")
     @classmethod
     def _readable_arguments(cls, given: Any) -> Any:
         if isinstance(given, dict):
@@ -395,10 +398,6 @@ class FeatureConfig(_Frozen):
         """The shape of a row as numbers."""
         return None if self.shape is None else tuple(map(int, self.shape.split("x")))
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The encoder's arguments as values."""
-        return {} if self.encoder_args is None else arguments_of(self.encoder_args)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -425,7 +424,7 @@ class FeatureConfig(_Frozen):
 _ENCODERS = ("identity", "mlp", "conv", "tcn")
 
 
-def arguments_of(text: str) -> dict[str, Any]:
+def arguments_of(text: str | None) -> dict[str, Any]:
     """The values in ``name=value,name=value``: numbers, lists of them joined by -, true and false, else words.
 
     Raises
@@ -433,7 +432,7 @@ def arguments_of(text: str) -> dict[str, Any]:
     ValueError
     """
     found: dict[str, Any] = {}
-    for part in text.split(","):
+    for part in [] if text is None else text.split(","):
         name, equals, value = part.strip().partition("=")
         if not equals or not name.isidentifier() or not value:
             raise ValueError(f"must be name=value,name=value; {part.strip()!r} is not")

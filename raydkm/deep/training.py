@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from raydkm.config import arguments_of
 from raydkm.deep.clusters import Clusterer, Clustering, heads_of, means_of
 from raydkm.deep.losses import Autoencoder, Contrastive, CrossEntropy, Part, SRKMeans
 from raydkm.deep.partners import Partners
@@ -22,7 +23,7 @@ from raydkm.engine.progress import Reporter
 from raydkm.errors import ConfigError
 from raydkm.features.encoders import build_encoder
 from raydkm.features.features import Features
-from raydkm.features.views import view_of
+from raydkm.features.views import VIEWS, VectorView, View
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.distance import DistanceObjective
 
@@ -60,7 +61,7 @@ class Training:
         self._of, self._file, self._report = clusterer, file, report
         config, made = clusterer.config, clusterer.made
         _check_loss(clusterer)
-        encoder = build_encoder(made.encoder, features.input_shape, made.arguments, config.seed)
+        encoder = build_encoder(made.encoder, features.input_shape, arguments_of(made.encoder_args), config.seed)
         self.features = replace(features, encoder=encoder.to(clusterer.device).eval())
         self.history: list[dict[str, Any]] = []
         self.clusterings: list[Clustering] = []
@@ -181,10 +182,29 @@ class Training:
             for sign in _collapse(entry):
                 logger.warning("%s: %s", entry["stage"], sign)
 
+    def _view(self) -> View:
+        """The views that the configuration asks for; noise of vectors is measured by the columns' deviations."""
+        made = self._of.made
+        kind, given = VIEWS[made.kind], arguments_of(made.view_args)
+        known = {field.name for field in fields(kind)} - {"scale"}
+        if unknown := sorted(set(given) - known):
+            raise ConfigError(f"view_args: {made.kind} views have no {unknown[0]!r}, but {', '.join(sorted(known))}")
+        scale = {"scale": self._deviations()} if kind is VectorView else {}
+        return kind(**given, **scale, **({} if "strength" in given else {"strength": made.strength}))
+
+    def _deviations(self) -> Tensor:
+        """Standard deviations (d,) of the columns of the encoder's inputs, of all workers' rows."""
+        rows, sums = self._of.rows, torch.zeros(3, 1, dtype=torch.float64)
+        for batch in rows.batches():
+            x = self.features.inputs(batch.rows).flatten(1).double().cpu()
+            sums = sums + torch.stack([torch.ones_like(x[0]) * len(x), x.sum(0), x.square().sum(0)])
+        count, total, squares = torch.stack(self._of.comm.all_gather(sums)).sum(0)
+        return (squares / count - (total / count).square()).clamp(min=0).sqrt().float().to(self._of.device)
+
     def _modules(self, encoder: Any) -> dict[str, nn.Module]:
         """The losses that are used, by the names of stages."""
         made, dim = self._of.made, encoder.dim
-        view = view_of(made.kind, made.strength)
+        view = self._view()
         needed = made.pretrain == "autoencoder" or made.loss == "sr-kmeans"
         decoder = encoder.decoder() if needed else None
         modules: dict[str, nn.Module] = {}

@@ -1,0 +1,240 @@
+"""Fits of features that are made of the rows, from data to assignment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import raydkm
+from raydkm.config import FitRunConfig, configure
+from raydkm.data.source import RowSource
+from raydkm.deep.fit import fit_features
+from raydkm.engine.comm import Solo
+from raydkm.engine.fit import Fitted
+from raydkm.engine.progress import Reporter
+from raydkm.errors import ConfigError, ModelError
+from raydkm.ops.batch import BATCH_ROWS
+from raydkm.ops.metrics import clustering_accuracy
+from tests.unit.engine.processes import answers_of
+
+#: A tiny deep fit of images.
+TINY = {
+    "clusters": 10,
+    "objective": "kmeans",
+    "metric": "cosine",
+    "shape": "1x8x8",
+    "map": "neighbours:2",
+    "encoder": "conv",
+    "encoder_args": "channels=16-32,kernel=3,dim=32,norm=batch,bounded=false",
+    "pretrain": "contrastive",
+    "pretrain_epochs": 3,
+    "rounds": 2,
+    "epochs": 2,
+    "batch": 128,
+}
+
+
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    x, y = load_digits(return_X_y=True)
+    return (x * 15).astype(np.uint8), y
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("digits") / "digits.parquet"
+    x, y = digits()
+    column = pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 64)
+    pq.write_table(pa.table({"pixels": column, "label": y}), place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def model(files: Path, tmp_path_factory: pytest.TempPathFactory) -> raydkm.Model:
+    out = tmp_path_factory.mktemp("model") / "model"
+    raydkm.fit(files, column="pixels", engine="local", out=out, **TINY)
+    return raydkm.load(out)
+
+
+def test_the_artefact_assigns_raw_rows_as_the_fit_did(model: raydkm.Model, files: Path, tmp_path: Path) -> None:
+    report = raydkm.assign(model, files, out=tmp_path / "out")
+    assert report["counts"] == model.counts.tolist()
+    assert (model.input_dim, model.dim, model.shape) == (64, 32, (1, 8, 8))
+
+
+def test_the_record_tells_of_every_epoch_and_clustering(model: raydkm.Model) -> None:
+    entries = model.record["training"]
+    epochs = [(entry["stage"], entry["epoch"]) for entry in entries if "epoch" in entry]
+    rounds = [(f"round {number}", epoch) for number in (1, 2) for epoch in (1, 2)]
+    assert epochs == [("contrastive", epoch) for epoch in (1, 2, 3)] + rounds
+    assert [entry["stage"] for entry in entries if "epoch" not in entry] == ["round 1", "round 2"]
+    contrastive = [entry["loss"] for entry in entries if entry["stage"] == "contrastive"]
+    assert contrastive[2] < contrastive[0]
+
+
+def test_clusters_keep_their_numbers_from_round_to_round(model: raydkm.Model) -> None:
+    """A head goes on with what it has learned: its loss is lower at the beginning of the second round than it was."""
+    losses = [entry["loss"] for entry in model.record["training"] if entry["stage"].startswith("round") and "loss" in entry]
+    assert losses[2] < losses[0]
+
+
+def test_a_damaged_encoder_is_refused(model: raydkm.Model, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    weights = tmp_path / "model" / "encoder.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"encoder\.safetensors: its checksum differs"):
+        raydkm.load(tmp_path / "model")
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"encoder\.safetensors: No such file"):
+        raydkm.load(tmp_path / "model")
+
+
+def fit_here(rows: np.ndarray, comm: Any = None, report: Any = None, **options: Any) -> Fitted:
+    """A fit in this process, of this worker's half of the canonical batches."""
+    comm = comm or Solo()
+    config, made, run = configure(options)
+    batches = -(-len(rows) // BATCH_ROWS)
+    cuts = [batches * rank // comm.world_size * BATCH_ROWS for rank in (comm.rank, comm.rank + 1)]
+    mine = torch.from_numpy(rows[cuts[0] : cuts[1]].copy())
+    source = RowSource.of(mine)
+    source = RowSource(source._chunks, cuts[0], len(rows))
+    callbacks = [] if report is None else [report]
+    return fit_features(
+        source, comm, config, made=made, run=run, threads=1, device=torch.device("cpu"), report=Reporter(callbacks)
+    )
+
+
+def of_worker(comm: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
+    x, _ = digits()
+    return fit_here(np.tile(x, (3, 1)), comm, **options).facts["training"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"positives": 3, "heads": 2, "overclustering": 2},
+        {"pretrain": "autoencoder", "loss": "sr-kmeans", "objective": "sr-kmeans", "metric": "euclidean", "map": None},
+    ],
+    ids=["contrastive", "heads", "autoencoder"],
+)
+def test_two_workers_learn_what_one_does(changes: dict[str, Any]) -> None:
+    """At equal global batch losses agree to 1 %: sums of gradients are rounded in another order."""
+    options = {**TINY, "pretrain_epochs": 1, "rounds": 1, "epochs": 1, "batch": 512, **changes}
+    x, _ = digits()
+    alone = fit_here(np.tile(x, (3, 1)), **options).facts["training"]
+    parts = answers_of(2, of_worker, options)
+    assert parts[0] == pytest.approx(parts[1]) or [e["loss"] for e in parts[0] if "loss" in e]
+    for one, two in zip(alone, parts[0], strict=True):
+        assert one["stage"] == two["stage"]
+        if "loss" in one:
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-2)
+
+
+class StopError(Exception):
+    pass
+
+
+def test_a_training_that_was_interrupted_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    x, _ = digits()
+    options = {**TINY, "run_dir": str(tmp_path), "checkpoint_every": 0}
+    whole = fit_here(x, **TINY)
+    for wanted in ("contrastive", "round 1", "round 2"):
+        _interrupt(x, options, wanted)
+    resumed = fit_here(x, **options)
+    told = ["loss", "epoch", "stage", "objective", "inertia"]
+    assert [{k: e[k] for k in told if k in e} for e in resumed.facts["training"]] == [
+        {k: e[k] for k in told if k in e} for e in whole.facts["training"]
+    ]
+    assert torch.equal(resumed.state.prototypes, whole.state.prototypes)
+
+
+def _interrupt(x: np.ndarray, options: dict[str, Any], stage: str) -> None:
+    from raydkm.deep import train as module
+
+    step_of = torch.optim.AdamW.step
+    seen = {"epochs": 0, "steps": 0}
+
+    def report(event: dict[str, Any]) -> None:
+        seen["stage"] = event.get("stage")
+
+    class Stage(module.Stage):
+        def rate(self) -> float:
+            if self.name == stage and self.step > self.steps + 2:
+                raise StopError
+            return super().rate()
+
+    from raydkm.deep import training
+
+    before = training.Stage
+    training.Stage = Stage
+    try:
+        with pytest.raises(StopError):
+            fit_here(x, report=report, **options)
+    finally:
+        training.Stage = before
+    assert torch.optim.AdamW.step is step_of
+
+
+def test_another_configuration_is_not_gone_on_with(tmp_path: Path) -> None:
+    x, _ = digits()
+    options = {**TINY, "run_dir": str(tmp_path), "checkpoint_every": 0}
+    _interrupt(x, options, "contrastive")
+    with pytest.raises(ConfigError, match="this run was started with batch 128, not 64"):
+        fit_here(x, **{**options, "batch": 64})
+    with pytest.raises(ConfigError, match="other rows"):
+        fit_here(x[:-1], **options)
+
+
+def test_maps_and_neighbours_alone_are_assigned_as_they_were_fitted(files: Path, tmp_path: Path) -> None:
+    model = raydkm.fit(
+        files, column="pixels", clusters=10, map="pca:20,neighbours:2", engine="local", out=tmp_path / "model"
+    )
+    report = raydkm.assign(tmp_path / "model", files, out=tmp_path / "out")
+    assert report["counts"] == model.counts.tolist()
+    found = raydkm.evaluate(tmp_path / "model", files, label="label")
+    plain = raydkm.evaluate(raydkm.fit(files, column="pixels", clusters=10, engine="local"), files, label="label")
+    assert found["acc"] > plain["acc"]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"encoder": "conv", "shape": "1x8x8", "loss": "sr-kmeans", "objective": "kmeans"}, "loss sr-kmeans goes with"),
+        ({"encoder": "nets"}, "must be one of identity, mlp, conv, tcn, or package.module:function"),
+        ({"epochs": 3}, "epochs goes with an encoder"),
+        ({"neighbours": 3}, "neighbours goes with map neighbours:HOPS"),
+        ({"encoder": "mlp", "rounds": 0}, "would not be trained"),
+        ({"encoder": "conv"}, "encoder conv is for rows of shape"),
+        ({"encoder": "mlp", "encoder_args": "depht=3"}, "no argument 'depht'"),
+        ({"shape": "28"}, "must be channels x height x width"),
+        ({"encoder": "nowhere.at.all:build"}, "nowhere.at.all cannot be imported|nowhere"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        raydkm.fit(digits()[0], clusters=3, **options)
+
+
+def test_accuracy_is_that_of_learned_features() -> None:
+    """The point of it all, on 1,797 digits: far from chance, and reproducible."""
+    x, y = digits()
+    labels = torch.empty(len(x), dtype=torch.int64)
+    config, made, _ = configure(TINY)
+    fit_features(
+        RowSource.of(torch.from_numpy(x)),
+        Solo(),
+        config,
+        made=made,
+        run=FitRunConfig(),
+        threads=1,
+        device=torch.device("cpu"),
+        labels=labels,
+    )
+    assert clustering_accuracy(y, labels.numpy()) > 0.6
