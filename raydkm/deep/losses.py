@@ -1,6 +1,7 @@
 """What a network is trained on; each loss is a module, so that `DistributedDataParallel` sees all of its weights.
 
-A loss is this worker's part of the mean over the rows of all workers: parts add up to it.
+A loss is this worker's part of the mean over the rows of all workers: parts add up to it. After a call `each` has those
+of its heads.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed
-import torch.distributed.nn.functional as between
 from torch import Tensor, nn
 from torch.nn import functional
 
 from raydkm.deep.shuffle import Share
 from raydkm.features.draws import Draws
+from raydkm.features.workers import several_workers, sum_over_workers
 
 View = Callable[[Tensor, Draws], Tensor]
 
@@ -51,7 +51,22 @@ class Part:
         return Draws(self.share.rows.to(self.x.device), 2 * self.salt + view)
 
 
-class Contrastive(nn.Module):
+class Loss(nn.Module):
+    """What all losses share."""
+
+    each: Tensor
+
+    def forward(self, part: Part) -> Tensor:
+        losses = self.losses(part)
+        self.each = losses.detach()
+        return losses.mean()
+
+    def losses(self, part: Part) -> Tensor:
+        """This worker's part of the loss of each head, (heads,)."""
+        raise NotImplementedError
+
+
+class Contrastive(Loss):
     """InfoNCE of two views of each row (van den Oord et al. 2018; NT-Xent of Chen et al. 2020).
 
     The negatives of a row are all others of the step, of all workers.
@@ -63,7 +78,7 @@ class Contrastive(nn.Module):
         self.project = nn.Sequential(nn.Linear(dim, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PROJECTED))
         self._view, self._temperature = view, temperature
 
-    def forward(self, part: Part) -> Tensor:
+    def losses(self, part: Part) -> Tensor:
         first = self._view(part.x, part.draws(0))
         second = self._view(part.x if part.other is None else part.other, part.draws(1))
         size, slots = part.share.size, part.share.slots.to(part.x.device)
@@ -73,27 +88,25 @@ class Contrastive(nn.Module):
         similarities = projected @ everyone.T / self._temperature
         itself = functional.one_hot(mine, 2 * size).bool()
         partner = torch.cat([slots + size, slots])
-        losses = functional.cross_entropy(similarities.masked_fill(itself, -torch.inf), partner, reduction="sum")
-        return losses / (2 * size)
+        loss = functional.cross_entropy(similarities.masked_fill(itself, -torch.inf), partner, reduction="sum")
+        return loss[None] / (2 * size)
 
 
 def of_all_workers(rows: Tensor, places: Tensor, size: int) -> Tensor:
     """The rows (size, d) of all workers, each at its place; gradients find their way back to the worker they are of."""
     everyone = torch.zeros(size, rows.shape[1], dtype=rows.dtype, device=rows.device).index_copy(0, places, rows)
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        everyone = between.all_reduce(everyone)
-    return everyone
+    return sum_over_workers(everyone) if several_workers() else everyone
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Loss):
     """Mean squared error of the reconstruction of a row."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
-    def forward(self, part: Part) -> Tensor:
-        return reconstruction(part, self.decoder(self.encoder(part.x)))
+    def losses(self, part: Part) -> Tensor:
+        return reconstruction(part, self.decoder(self.encoder(part.x)))[None]
 
 
 def reconstruction(part: Part, made: Tensor) -> Tensor:
@@ -101,10 +114,10 @@ def reconstruction(part: Part, made: Tensor) -> Tensor:
     return error.sum() / part.share.size
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Loss):
     """Cross-entropy of targets and the posteriors of linear heads for a view of the row, averaged over the heads.
 
-    With targets fixed this is the discriminative loss of section 2.1 of docs/mathematics.md: its part in the model.
+    With the targets fixed, it is what of the discriminative losses (mi, kl, sinkhorn) depends on the model.
     """
 
     def __init__(self, encoder: nn.Module, dim: int, clusters: list[int], view: View):
@@ -112,21 +125,17 @@ class CrossEntropy(nn.Module):
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Linear(dim, count) for count in clusters)
         self._view = view
-        self.of_heads: Tensor | float = 0.0  # sums (heads,) of their losses since it was set to 0
 
-    def forward(self, part: Part) -> Tensor:
+    def losses(self, part: Part) -> Tensor:
         features = self.encoder(self._view(part.x, part.draws(0)))
-        losses = torch.stack(
-            [
-                functional.cross_entropy(head(features).float(), target, reduction="sum")
-                for head, target in zip(self.heads, part.targets, strict=True)
-            ]
-        )
-        self.of_heads = self.of_heads + losses.detach()
-        return losses.mean() / part.share.size
+        losses = [
+            functional.cross_entropy(head(features).float(), target, reduction="sum")
+            for head, target in zip(self.heads, part.targets, strict=True)
+        ]
+        return torch.stack(losses) / part.share.size
 
 
-class SRKMeans(nn.Module):
+class SRKMeans(Loss):
     """The loss of SR-K-means as a function of the encoder, with the reconstruction of the row (Jabi et al., eq. 16).
 
         (1 / T) [ sum_k q_ik ||z_i - theta_k||^2 - ||z_i||^2 ] + weight ||x_i - decode(z_i)||^2
@@ -148,7 +157,7 @@ class SRKMeans(nn.Module):
         """Train towards prototypes (K, d), in the coordinates of the features (of unit length if asked for)."""
         self.prototypes, self.temperature, self.unit = prototypes, temperature, unit
 
-    def forward(self, part: Part) -> Tensor:
+    def losses(self, part: Part) -> Tensor:
         assert self.prototypes is not None
         [target] = part.targets
         encoded = self.encoder(part.x).float()
@@ -157,6 +166,5 @@ class SRKMeans(nn.Module):
         theta = self.prototypes
         # sum_k q_k ||z - theta_k||^2 - ||z||^2, without differences of rows and prototypes
         pulls = q @ theta.square().sum(1) - 2 * (z * (q @ theta)).sum(1)
-        return pulls.sum() / (self.temperature * part.share.size) + self._weight * reconstruction(
-            part, self.decoder(encoded)
-        )
+        clusters = pulls.sum() / (self.temperature * part.share.size)
+        return (clusters + self._weight * reconstruction(part, self.decoder(encoded)))[None]

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raydkm.config import FeatureConfig
-from raydkm.deep.losses import Part
+from raydkm.deep.losses import Loss, Part
 from raydkm.deep.shuffle import Shuffle
 from raydkm.engine.comm import Comm
 from raydkm.engine.where import torch_threads
@@ -33,21 +33,24 @@ class Stage:
     Parameters
     ----------
     name : str
-    module : nn.Module
-        The loss, with all networks that are trained.
+    module : Loss
+        With all networks that are trained.
     epochs : int
     steps : int
         Steps of an epoch.
     step : int
         Steps done.
+    total : Tensor (heads,) of float64
+        Losses of the epoch's steps so far, of all workers.
     """
 
     name: str
-    module: nn.Module
+    module: Loss
     epochs: int
     steps: int
     config: FeatureConfig
     step: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
 
     def __post_init__(self) -> None:
         weights = [weight for weight in self.module.parameters() if weight.requires_grad]
@@ -69,14 +72,14 @@ class Stage:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, and what the optimiser remembers of each; on the CPU."""
-        found = {f"module.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        found = {"total.": self.total} | {f"module.{name}": each for name, each in self.module.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         return {name: tensor.detach().cpu().clone() for name, tensor in found.items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
         """Go on after `step` steps, from the tensors that there were then."""
-        parts: dict[str, dict[str, Any]] = {"module": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Any]] = {"module": {}, "optimizer": {}, "total": {}}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition(".")
             parts[kind][rest] = tensor
@@ -86,16 +89,17 @@ class Stage:
             number, _, what = name.partition(".")
             described["state"].setdefault(int(number), {})[what] = tensor
         self.optimizer.load_state_dict(described)
-        self.step = step
+        self.total, self.step = parts["total"][""], step
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What an epoch came to."""
+    """What an epoch came to: its mean loss, of several heads also of each."""
 
     stage: str
     epoch: int
     loss: float
+    heads: list[float]
     seconds: float
     rows_per_second: float
 
@@ -126,10 +130,10 @@ def train(
         Called after every epoch, in all workers.
     """
     module, world = stage.module.to(device).train(), comm.world_size
-    net = DistributedDataParallel(module, broadcast_buffers=False) if world > 1 else module
+    net = DistributedDataParallel(module) if world > 1 else module
     low = stage.config.amp == "bf16" or (stage.config.amp == "auto" and device.type == "cuda")
     with torch_threads(threads):
-        total, began, since = torch.zeros((), dtype=torch.float64, device=device), time.perf_counter(), stage.step
+        stage.total, began, since = stage.total.to(device), time.perf_counter(), stage.step
         while not stage.done:
             epoch, step = divmod(stage.step, stage.steps)
             part = make(shuffle.share(epoch, step), (salt << 32) + stage.step)
@@ -140,14 +144,16 @@ def train(
                 loss = net(part)
             (loss * world).backward()  # the mean of gradients over workers then is the gradient of the sum of parts
             stage.optimizer.step()
-            total += loss.detach()
+            each = module.each.double()
+            if world > 1:
+                torch.distributed.all_reduce(each)
+            stage.total = stage.total + each
             stage.step += 1
             if step + 1 == stage.steps:
-                done, seconds = stage.step - since, time.perf_counter() - began
-                mean = sum(comm.all_gather(float(total))) / done
+                heads, seconds = stage.total / stage.steps, time.perf_counter() - began
                 rows = sum(shuffle.size(number % stage.steps) for number in range(since, stage.step))
-                on_epoch(Trained(stage.name, epoch + 1, mean, seconds, rows / seconds))
-                total.zero_()
+                on_epoch(Trained(stage.name, epoch + 1, float(heads.mean()), heads.tolist(), seconds, rows / seconds))
+                stage.total = torch.zeros_like(stage.total)
                 began, since = time.perf_counter(), stage.step
             on_step()
     module.eval()

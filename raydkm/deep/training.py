@@ -8,11 +8,11 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raydkm.config import arguments_of
 from raydkm.deep.clusters import Clusterer, Clustering, heads_of, means_of
-from raydkm.deep.losses import Autoencoder, Contrastive, CrossEntropy, Part, SRKMeans
+from raydkm.deep.losses import Autoencoder, Contrastive, CrossEntropy, Loss, Part, SRKMeans
 from raydkm.deep.partners import Partners
 from raydkm.deep.saved import Saved, SavedFile
 from raydkm.deep.shuffle import Share, Shuffle
@@ -109,7 +109,7 @@ class Training:
         make = self._maker(targets, self._partners() if name == "contrastive" and of.made.positives else None)
         threads, device = of.threads, of.device
         train(
-            stage, shuffle, make, of.comm, threads=threads, device=device, salt=seed, on_step=save, on_epoch=self._keep(loss)
+            stage, shuffle, make, of.comm, threads=threads, device=device, salt=seed, on_step=save, on_epoch=self._keep
         )
         save(now=True)
 
@@ -161,19 +161,13 @@ class Training:
         graph = neighbours(mapped.everything(), of.comm, of.made.positives, threads=of.threads)
         return Partners(of.rows, graph.ids, self._start, of.comm)
 
-    def _keep(self, loss: nn.Module) -> Any:
-        """What records an epoch."""
-
-        def record(done: Trained) -> None:
-            entry = asdict(done)
-            if isinstance(loss, CrossEntropy):
-                parts = self._of.comm.all_gather(torch.as_tensor(loss.of_heads).cpu())
-                each = torch.stack(parts).sum(0)[: self._of.made.heads]
-                loss.of_heads, self.best = 0.0, int(each.argmin())
-                entry |= {"heads": (each / self._total).tolist()}
-            self._tell(entry)
-
-        return record
+    def _keep(self, done: Trained) -> None:
+        alike = done.heads[: self._of.made.heads]
+        self.best = alike.index(min(alike))
+        entry = asdict(done)
+        if len(done.heads) == 1:
+            del entry["heads"]
+        self._tell(entry)
 
     def _tell(self, entry: dict[str, Any]) -> None:
         self.history.append(entry)
@@ -201,13 +195,13 @@ class Training:
         count, total, squares = torch.stack(self._of.comm.all_gather(sums)).sum(0)
         return (squares / count - (total / count).square()).clamp(min=0).sqrt().float().to(self._of.device)
 
-    def _modules(self, encoder: Any) -> dict[str, nn.Module]:
+    def _modules(self, encoder: Any) -> dict[str, Loss]:
         """The losses that are used, by the names of stages."""
         made, dim = self._of.made, encoder.dim
         view = self._view()
         needed = made.pretrain == "autoencoder" or made.loss == "sr-kmeans"
         decoder = encoder.decoder() if needed else None
-        modules: dict[str, nn.Module] = {}
+        modules: dict[str, Loss] = {}
         if made.pretrain == "contrastive":
             modules["contrastive"] = Contrastive(encoder, dim, view, made.contrast_temperature)
         if made.pretrain == "autoencoder":

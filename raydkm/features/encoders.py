@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from raydkm.errors import ConfigError, ModelError
+from raydkm.features.workers import several_workers, sum_over_workers
 
 Shape = tuple[int, ...]
 
@@ -104,7 +105,7 @@ class GlobalBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if self.training and several_workers():
             return self._over_workers(x)
         running = (self.running_mean, self.running_var)
         return functional.batch_norm(x, *running, self.weight, self.bias, self.training, self.momentum, self.eps)
@@ -114,32 +115,16 @@ class GlobalBatchNorm(nn.Module):
         per_feature = (-1,) + (1,) * (x.ndim - 2)
         single = x.float()
         local = single.new_tensor([x.numel() // x.shape[1]])
-        sums = _SumOverWorkers.apply(torch.cat([single.sum(axes), local]))
+        sums = sum_over_workers(torch.cat([single.sum(axes), local]))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = single - mean.view(per_feature)
-        var = _SumOverWorkers.apply(centred.square().sum(axes)) / count  # of centred values: no cancellation
+        var = sum_over_workers(centred.square().sum(axes)) / count  # of centred values: no cancellation
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
         scale = self.weight * torch.rsqrt(var + self.eps)
         return (centred * scale.view(per_feature) + self.bias.view(per_feature)).to(x.dtype)
-
-
-class _SumOverWorkers(torch.autograd.Function):
-    """All-reduce; backward it is its own adjoint, as every worker's loss depends on every worker's value."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        torch.distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        torch.distributed.all_reduce(total)
-        return total
 
 
 def identity(shape: Shape) -> Encoder:
