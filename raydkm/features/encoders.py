@@ -38,7 +38,7 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 
 
 class Encoder(nn.Module):
-    """A network (n, *shape) float32 -> (n, dim) float32.
+    """A network (n, *shape) float32 -> (n, dim) float32, also where autocast computes it in less.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
         self._decoder = decoder
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.network(rows)
+        return self.network(rows).float()
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of all parameters and buffers on the CPU, fit for safetensors: contiguous, none shared."""
@@ -340,7 +340,7 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor], own: 
     try:
         with torch.device("cpu" if own else "meta"):  # whatever sizes it asks for, no more memory than the tensors take
             encoder = _build(name, shape, arguments, 0, own)
-    except ConfigError as error:
+    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two: torch's, of sizes beyond int64
         raise ModelError(f"the model's encoder cannot be built again: {error}") from error
     _check_tensors(encoder.state_dict(), tensors)
     encoder.load_state_dict(dict(tensors), assign=own is None)

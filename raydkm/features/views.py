@@ -133,10 +133,8 @@ class ImageView(View):
     def _coloured(self, x: Tensor, draws: Draws) -> Tensor:
         brightness, contrast, saturation = (2 * draws.uniform(3, 1, 1, 1) - 1).unbind(1)
         x = x * (1 + brightness * self._times(self.brightness, 1))
-        mean = x.mean((1, 2, 3), keepdim=True)
-        x = mean + (x - mean) * (1 + contrast * self._times(self.contrast, 1))
-        grey = x.mean(1, keepdim=True)
-        return grey + (x - grey) * (1 + saturation * self._times(self.saturation, 1))
+        x = x.mean((1, 2, 3), keepdim=True).lerp(x, 1 + contrast * self._times(self.contrast, 1))
+        return x.mean(1, keepdim=True).lerp(x, 1 + saturation * self._times(self.saturation, 1))
 
     def _cut(self, x: Tensor, draws: Draws) -> Tensor:
         """Without a square of pixels at a random place (DeVries and Taylor 2017)."""

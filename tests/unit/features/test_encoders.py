@@ -167,6 +167,14 @@ def test_a_bounded_encoder_is_bounded() -> None:
     assert encoder(1e6 * rows_of((1, 8, 8))).abs().max() <= 1
 
 
+def test_features_are_float32_in_mixed_precision_too() -> None:
+    encoder = build_encoder("conv", (1, 8, 8), {"norm": "batch"}, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = encoder(rows_of((1, 8, 8)))
+    assert features.dtype == torch.float32
+    features.sum().backward()
+
+
 def test_a_tcn_takes_any_length() -> None:
     encoder = build_encoder("tcn", (2, 40), {"channels": (4, 4)}, 0)
     assert encoder(rows_of((2, 7))).shape == encoder(rows_of((2, 300))).shape == (6, encoder.dim)
@@ -257,6 +265,8 @@ def damaged(change: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         description["arguments"]["width"] = 5
     elif change == "huge":
         description["arguments"]["width"] = 10**15
+    elif change == "beyond int64":
+        description["arguments"]["width"] = 2**64
     elif change == "unknown argument":
         description["arguments"]["kernel"] = 5
     elif change == "shape":
@@ -274,7 +284,18 @@ def damaged(change: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 @pytest.mark.parametrize(
     "change",
-    ["no name", "other arguments", "huge", "unknown argument", "shape", "missing", "more", "dtype", "not finite"],
+    [
+        "no name",
+        "other arguments",
+        "huge",
+        "beyond int64",
+        "unknown argument",
+        "shape",
+        "missing",
+        "more",
+        "dtype",
+        "not finite",
+    ],
 )
 def test_a_damaged_encoder_is_refused(change: str) -> None:
     with pytest.raises(ModelError):

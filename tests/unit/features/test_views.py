@@ -117,6 +117,18 @@ def test_an_image_turns_about_its_middle_as_far_as_said(shape: tuple[int, ...]) 
     assert -31 < angles.min() < -25
 
 
+def test_verticals_lean_as_far_as_said() -> None:
+    image = torch.zeros(200, 1, 21, 21)
+    image[:, 0, 4:17, 10] = 1
+    seen = replace(STILL, shear=0.3)(image, draws_of(image))[:, 0, 4:17]
+    columns = (seen * torch.arange(-10.0, 11)).sum(2) / seen.sum(2)
+    heights = torch.arange(-6.0, 7)
+    slopes = columns @ heights / heights.square().sum()
+    torch.testing.assert_close(columns, slopes[:, None] * heights, rtol=0, atol=0.1)
+    assert 0.27 < slopes.max() < 0.31
+    assert -0.31 < slopes.min() < -0.27
+
+
 def test_an_image_shifts_as_far_as_said() -> None:
     image = functional.pad(torch.ones(200, 1, 2, 2), (9, 9, 4, 4))  # 10 high, 20 wide
     down, right = centre_of_mass(replace(STILL, translation=0.2)(image, draws_of(image)))
@@ -132,6 +144,12 @@ def test_an_image_changes_its_size_as_far_as_said() -> None:
     assert area.max() == pytest.approx(1.2**2, abs=0.05)
     stretched = replace(STILL, stretch=0.2)(image, draws_of(image))
     torch.testing.assert_close(stretched.sum((1, 2, 3)) / 64, torch.ones(200), rtol=0, atol=0.03)
+
+
+def test_turning_and_leaning_keep_areas() -> None:
+    image = functional.pad(torch.ones(200, 1, 8, 8), (6, 6, 6, 6))
+    seen = replace(STILL, rotation=45, shear=0.3)(image, draws_of(image))
+    torch.testing.assert_close(seen.sum((1, 2, 3)) / 64, torch.ones(200), rtol=0, atol=0.03)
 
 
 def test_strokes_get_thicker_and_thinner_by_the_extremes_of_three_by_three_pixels() -> None:
