@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -36,6 +37,9 @@ READ_AHEAD = 4
 #: Bytes that the readers of a worker may take together, if they are more than one.
 READING_BYTES = 2**30
 
+
+#: Canonical batches that are mapped before the first of them is needed.
+MAPPED_AHEAD = 16
 
 #: Rows from which on it pays to have another thread read.
 ROWS_A_READER = 4 * READ_ROWS
@@ -176,6 +180,31 @@ class RowSource:
                     yield from _cut(piece)
                     waiting.rotate(-1)
 
+    def mapped(self, function: Callable[[Tensor], Tensor], tiers: Tiers, map: Callable = map) -> RowSource:
+        """A source of function(rows) in place of rows, held where `tiers` has room for them.
+
+        Rows that are read again at each pass, and those that find no room, are mapped again at each pass, by the thread
+        that reads them.
+
+        Parameters
+        ----------
+        function : callable
+            Rows (n, d) of a canonical batch, where they are held → (n, D) of float32.
+        tiers : Tiers
+        map : callable
+            Like the built-in, perhaps in several threads, none of which may be in a pass at the time.
+        """
+        chunks: list[Chunk] = []
+        rests: list[Rest] = []
+        for run in _runs(self._chunks):
+            rows, first = sum(len(chunk) for chunk in run), run[0].first
+            held, rest = hold_rows(partial(_mapped_run, run, function, map=map), tiers, rows=rows, first=first)
+            chunks += held
+            if rest is not None:  # read in a pass, for which the threads of `map` wait
+                rests.append(Rest(rest.first, partial(_mapped_run, run, function, rest.first - first)))
+        rests += [Rest(rest.first, partial(_mapped_rest, rest, function)) for rest in self._rests]
+        return RowSource(chunks, self.first, self.total, rests, repeats=self.repeats)
+
     def within(self, tiers: Tiers) -> RowSource:
         """The same rows on the device, if there is one and it has the room; for rows that are in memory already."""
         fits = tiers.takes("device", sum(chunk.nbytes for chunk in self._chunks))
@@ -278,6 +307,42 @@ def packed(blocks: Iterable[Block], make: Callable[[int, np.dtype, bool], Room |
                 room = None
     if room is not None:
         yield room
+
+
+def _runs(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Chunks, in runs of which each follows the one before."""
+    runs: list[list[Chunk]] = []
+    for chunk in chunks:
+        if runs and runs[-1][-1].first + len(runs[-1][-1]) == chunk.first:
+            runs[-1].append(chunk)
+        else:
+            runs.append([chunk])
+    return runs
+
+
+def _mapped_run(
+    run: list[Chunk], function: Callable[[Tensor], Tensor], after: int, map: Callable = map
+) -> Generator[Block, None, None]:
+    """The mapped rows of consecutive chunks, but for the first `after`, which are whole canonical batches."""
+    for chunk in run:
+        done = max(0, run[0].first + after - chunk.first)
+        batches = list(_cut(chunk))[done // BATCH_ROWS :]
+        for start in range(0, len(batches), MAPPED_AHEAD):
+            some = batches[start : start + MAPPED_AHEAD]
+            for batch, rows in zip(some, map(function, [batch.rows for batch in some]), strict=True):
+                yield _block(rows, batch.weight)
+        chunk.was_used()
+
+
+def _mapped_rest(rest: Rest, function: Callable[[Tensor], Tensor]) -> Generator[Block, None, None]:
+    """The mapped rows of a rest, by canonical batches, for how it is cut in blocks may depend on where it begins."""
+    for piece in _pieces(rest):
+        for batch in _cut(piece):
+            yield _block(function(batch.rows), batch.weight)
+
+
+def _block(rows: Tensor, weight: Tensor | None) -> Block:
+    return Block(rows.cpu().numpy(), None if weight is None else weight.cpu().numpy())
 
 
 def _cut(chunk: Chunk) -> Iterator[Batch]:
