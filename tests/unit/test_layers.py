@@ -24,6 +24,7 @@ LEVELS = {
     "atomic": 1,
     "ops": 1,
     "objectives": 2,
+    "features": 2,
     "config": 3,
     "data": 4,  # writes through atomic
     "model": 5,

@@ -1,0 +1,1 @@
+"""What turns stored rows into the features that are clustered."""
