@@ -1,1 +1,1 @@
-"""What stored rows are made into before they are clustered: maps, encoders and their views."""
+"""What turns stored rows into the features that are clustered."""

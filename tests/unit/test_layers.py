@@ -25,6 +25,7 @@ LEVELS = {
     "ops": 1,
     "features": 2,
     "objectives": 2,
+    "features": 2,
     "config": 3,
     "data": 4,  # writes through atomic
     "model": 5,

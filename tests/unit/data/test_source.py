@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import raydkm.data.tiers
 from raydkm.data.columns import Block
 from raydkm.data.parquet import READ_ROWS, ParquetTable
 from raydkm.data.source import RowSource, hold_rows
-from raydkm.data.tiers import Tiers
+from raydkm.data.tiers import Chunk, Tiers
 from raydkm.errors import EngineError, InputError
 from raydkm.ops.batch import BATCH_ROWS
 
@@ -212,3 +213,70 @@ def test_what_one_of_several_readers_refuses_is_refused(tmp_path: Path, write, w
     path = write(tmp_path / "x.parquet", z=x, row_group_size=READ_ROWS)
     with pytest.raises(InputError, match=f"row {9 * READ_ROWS}, column 'z': NaN"):
         list(RowSource.of_table(ParquetTable.open(path, "z"), tiers(way), readers=3).batches())
+
+
+def squared(rows: torch.Tensor) -> torch.Tensor:
+    """Three columns of two, the last of which tells how many rows were mapped together."""
+    return torch.column_stack([rows.double().square(), rows.double().sum(1) + len(rows)]).float()
+
+
+@pytest.mark.parametrize("way", ["host", "disk", "stream", "a third, then stream"])
+@pytest.mark.parametrize("to", ["host", "disk", "stream", "a fifth, then stream"])
+@pytest.mark.parametrize("readers", [1, 2])
+def test_mapped_rows_are_the_rows_of_each_canonical_batch_mapped_wherever_they_are_held(
+    table: ParquetTable, way: str, to: str, readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raydkm.data.source, "CHUNK_BYTES", 2**18)
+    monkeypatch.setattr(raydkm.data.tiers, "FREE_OF_DISK", 1.0 if "then" in way + to else 0.0)
+    start, count = 2 * BATCH_ROWS, table.rows
+    held = tiers("auto", 16 * count // 3) if "then" in way else tiers(way)
+    source = RowSource.of_table(table, held, start, readers=readers)
+    expected = {batch.first: squared(batch.rows) for batch in source.batches()}
+    with ThreadPoolExecutor(2) as pool:
+        for map_ in (map, pool.map):
+            room = tiers("auto", 12 * count // 5) if "then" in to else tiers(to)
+            made = source.mapped(squared, room, map_)
+            assert (made.first, made.total, made.repeats) == (start, count, True)
+            for _ in range(2):
+                found = {batch.first: batch.rows for batch in made.batches()}
+                assert found.keys() == expected.keys()
+                assert all(torch.equal(rows, expected[first]) for first, rows in found.items())
+            if way != "stream" and "then" in to:
+                assert 0 < room.held["host"] <= room.memory
+                assert room.held["stream"] > 0
+
+
+@pytest.mark.parametrize("cache", ["host", "disk", "stream"])
+def test_mapped_rows_keep_their_weights_and_whether_they_come_again_in_order(cache: str) -> None:
+    x, weight = np.ones((BATCH_ROWS + 3, 2), np.float32), np.arange(BATCH_ROWS + 3.0)
+    made = RowSource.from_array(x, weight).mapped(squared, tiers(cache))
+    for _ in range(2):
+        np.testing.assert_array_equal(taken(made)[1], weight)
+    stream = RowSource.of_stream(lambda: (block for block in [Block(x, weight)]), tiers("stream"), total=len(x))
+    again = stream.mapped(squared, tiers("host"))
+    assert (again.total, again.repeats) == (len(x), False)
+    np.testing.assert_array_equal(taken(again)[1], weight)
+
+
+def test_chunks_that_do_not_follow_each_other_keep_their_positions() -> None:
+    rows = [torch.full((n * BATCH_ROWS, 2), float(n)) for n in (1, 2, 1)]
+    chunks = [Chunk(first * BATCH_ROWS, part, None) for first, part in zip((0, 1, 7), rows, strict=True)]
+    for cache in ("host", "stream"):
+        made = RowSource(chunks, total=10**6).mapped(squared, tiers(cache))
+        assert sorted(batch.first // BATCH_ROWS for batch in made.batches()) == [0, 1, 2, 7]
+
+
+def test_mapped_rows_that_find_no_room_in_the_only_tier_are_refused() -> None:
+    with pytest.raises(EngineError, match="no room for"):
+        RowSource.from_array(np.ones((5, 2))).mapped(squared, Tiers("device", 0, torch.device("meta")))
+
+
+def test_what_a_function_raises_is_raised() -> None:
+    def refuse(rows: torch.Tensor) -> torch.Tensor:
+        raise InputError("vectors of 2 dimensions")
+
+    source = RowSource.from_array(np.ones((5, 2)))
+    with pytest.raises(InputError, match="of 2 dim"):
+        source.mapped(refuse, tiers())
+    with pytest.raises(InputError, match="of 2 dim"):
+        list(source.mapped(refuse, tiers("stream")).batches())
