@@ -314,7 +314,9 @@ class FeatureConfig(_Frozen):
         "the paper's: distances to prototypes, with the reconstruction of the row.",
     )
     reconstruction: float = Field(1.0, ge=0, description="sr-kmeans: weight of the reconstruction.")
-    heads: int = Field(1, ge=1, description="Clusterings that are learned at the same time; that of least loss is kept.")
+    heads: int = Field(
+        1, ge=1, description="Clusterings that are learned at the same time; that of least loss is kept."
+    )
     overclustering: int = Field(
         1, ge=1, description="If above 1, further heads, as many as heads, learn so many times as many clusters."
     )
@@ -397,7 +399,6 @@ class FeatureConfig(_Frozen):
     def dims(self) -> tuple[int, ...] | None:
         """The shape of a row as numbers."""
         return None if self.shape is None else tuple(map(int, self.shape.split("x")))
-
 
     @property
     def stages(self) -> tuple[Stage, ...]:

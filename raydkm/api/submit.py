@@ -33,7 +33,11 @@ def check(command: str, given: dict[str, Any]) -> None:
     ------
     ConfigError
     """
-    fields = AssignConfig.model_fields if command == "assign" else FitConfig.model_fields | FeatureConfig.model_fields | FitRunConfig.model_fields
+    fields = (
+        AssignConfig.model_fields
+        if command == "assign"
+        else FitConfig.model_fields | FeatureConfig.model_fields | FitRunConfig.model_fields
+    )
     options = {name: value for name, value in given.items() if name in fields and value is not None}
     if command == "assign":
         build(AssignConfig, options)

@@ -1,9 +1,9 @@
 """A fit of features that are made of the rows: maps, then an encoder that is trained together with the clusters.
 
-    pre-train the encoder                                       contrastive, or as an autoencoder
-    repeat: encode the rows, average over neighbours, cluster   the closed-form ADM of `raydkm.engine.fit`
-            train encoder and heads towards these clusters      epochs of SGD on views of the rows
-    encode, cluster; prototypes of what a row alone gives are the model's
+pre-train the encoder                                       contrastive, or as an autoencoder
+repeat: encode the rows, average over neighbours, cluster   the closed-form ADM of `raydkm.engine.fit`
+        train encoder and heads towards these clusters      epochs of SGD on views of the rows
+encode, cluster; prototypes of what a row alone gives are the model's
 """
 
 from __future__ import annotations

@@ -113,9 +113,7 @@ class Training:
         )
         save(now=True)
 
-    def _clustered(
-        self, name: str, starts: list[Tensor | None], *, again: bool
-    ) -> tuple[list[Tensor | None], Any]:
+    def _clustered(self, name: str, starts: list[Tensor | None], *, again: bool) -> tuple[list[Tensor | None], Any]:
         """Cluster the features so far for each head; return where that began, and the targets of rows at positions."""
         of = self._of
         encoded = of.encoded(self.features)
@@ -123,9 +121,7 @@ class Training:
             pairs = zip(self.clusterings, self.heads, strict=True)
             starts = [means_of(encoded, found.labels, head, of.comm) for found, head in pairs]
         rows = of.smoothed(encoded)
-        self.clusterings = [
-            of.clustered(rows, head, start) for head, start in zip(self.heads, starts, strict=True)
-        ]
+        self.clusterings = [of.clustered(rows, head, start) for head, start in zip(self.heads, starts, strict=True)]
         for head, found in enumerate(self.clusterings):
             if not again:
                 self._tell({"stage": name, "head": head, "clusters": len(found.fitted.counts), **found.summary()})

@@ -32,6 +32,9 @@ class Comm(Protocol):
     def all_gather(self, value: Any) -> list[Any]:
         """Every worker's value, by rank; for small things, a few times a fit."""
 
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Fill a tensor of the host, of the same shape in all workers, with that of worker `source`."""
+
 
 def gathered(comm: Comm, make: Callable[[], T]) -> list[T]:
     """Every worker's ``make()``, by rank; where any worker refuses, all raise the error of the first that does."""
@@ -66,6 +69,9 @@ class Solo:
 
     def all_gather(self, value: Any) -> list[Any]:
         return [value]
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        pass
 
 
 class ProcessGroup:
@@ -113,6 +119,12 @@ class ProcessGroup:
         except RuntimeError as error:
             raise self._broken_off("an exchange", error) from error
         return values
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        try:
+            torch.distributed.broadcast(tensor, source, group=self._control)
+        except RuntimeError as error:
+            raise self._broken_off("handing out rows", error) from error
 
     def signal(self, name: str, *, count: int = 1) -> int:
         """Count this worker in among those that gave a signal, without waiting for others; return how many did."""

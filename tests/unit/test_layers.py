@@ -23,7 +23,6 @@ LEVELS = {
     "errors": 0,
     "atomic": 1,
     "ops": 1,
-    "features": 2,
     "objectives": 2,
     "features": 2,
     "config": 3,

@@ -80,7 +80,9 @@ def test_the_record_tells_of_every_epoch_and_clustering(model: raydkm.Model) -> 
 
 def test_clusters_keep_their_numbers_from_round_to_round(model: raydkm.Model) -> None:
     """A head goes on with what it has learned: its loss is lower at the beginning of the second round than it was."""
-    losses = [entry["loss"] for entry in model.record["training"] if entry["stage"].startswith("round") and "loss" in entry]
+    losses = [
+        entry["loss"] for entry in model.record["training"] if entry["stage"].startswith("round") and "loss" in entry
+    ]
     assert losses[2] < losses[0]
 
 
