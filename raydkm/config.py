@@ -272,8 +272,8 @@ class FeatureConfig(_Frozen):
 
     shape: str | None = Field(
         None,
-        description="Shape of a row: channels x height x width of images (1x28x28), channels x length of series (3x100); "
-        "encoded images (PNG, JPEG, ...) are resized to it.",
+        description="Shape of a row: channels x height x width of images (1x28x28), channels x length of series "
+        "(3x100); encoded images (PNG, JPEG, ...) are resized to it.",
     )
     map: str | None = Field(
         None,
@@ -298,7 +298,8 @@ class FeatureConfig(_Frozen):
     strength: float = Field(1.0, ge=0, description="Factor of all of them.")
     pretrain: Literal["none", "contrastive", "autoencoder"] = Field(
         "none",
-        description="Training before there are clusters: contrastive (InfoNCE of two views of a row), autoencoder, none.",
+        description="Training before there are clusters: contrastive (InfoNCE of two views of a row), autoencoder or "
+        "none.",
     )
     pretrain_epochs: int = Field(8, ge=1, description="Epochs of it.")
     contrast_temperature: float = Field(0.3, gt=0, description="Temperature of InfoNCE.")
@@ -423,6 +424,9 @@ class FeatureConfig(_Frozen):
 
 
 _ENCODERS = ("identity", "mlp", "conv", "tcn")
+
+#: Rows are clustered as they are.
+AS_THEY_ARE = FeatureConfig()
 
 
 def arguments_of(text: str | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from raydkm.atomic import new_directory
-from raydkm.config import FeatureConfig, FitConfig
+from raydkm.config import AS_THEY_ARE, FeatureConfig, FitConfig
 from raydkm.errors import ConfigError, ModelError, RaydkmError
 from raydkm.features.encoders import own_build
 from raydkm.features.features import Features, features_of
@@ -89,7 +89,7 @@ class Model:
     history: list[dict[str, Any]]
     weights: Tensor | None = None
     bias: Tensor | None = None
-    made: FeatureConfig = FeatureConfig()
+    made: FeatureConfig = AS_THEY_ARE
     features: Features | None = None
     reading: str | None = None
 
@@ -239,7 +239,7 @@ def load(path: str | os.PathLike, *, encoder: str | None = None) -> Model:
         if unknown := set(tensors) - set(_TENSOR_NAMES):
             raise ModelError(f"{place}: damaged (unknown tensors {', '.join(sorted(unknown))})")
         features, own = described.get("features"), None if encoder is None else own_build(encoder)
-        parts = [load_tensors(content[name]) if name in content else {} for name in (_MAPS, _ENCODER)]
+        maps, network = (load_tensors(content[name]) if name in content else {} for name in (_MAPS, _ENCODER))
         model = Model(
             config=FitConfig(**described["config"]),
             temperature=float(described["temperature"]),
@@ -247,7 +247,7 @@ def load(path: str | os.PathLike, *, encoder: str | None = None) -> Model:
             record=dict(described["record"]),
             history=[json.loads(line) for line in content[_HISTORY].splitlines()],
             made=FeatureConfig(**described.get("made", {})),
-            features=None if features is None else features_of(features, *parts, own=own),
+            features=None if features is None else features_of(features, maps, network, own),
         )
         _check_shapes(model, place)
     except RaydkmError:

@@ -18,7 +18,7 @@ from torch import Tensor
 from raydkm.api.finished import finished_before
 from raydkm.api.given import files_named, read_given
 from raydkm.atomic import check_free
-from raydkm.config import FeatureConfig, FitConfig, FitRunConfig, configure
+from raydkm.config import AS_THEY_ARE, FeatureConfig, FitConfig, FitRunConfig, configure
 from raydkm.data.columns import Columns
 from raydkm.data.files import find_files
 from raydkm.data.parquet import ParquetTable
@@ -105,7 +105,7 @@ def fit_model(
     data: Data,
     config: FitConfig,
     run: FitRunConfig,
-    made: FeatureConfig = FeatureConfig(),
+    made: FeatureConfig = AS_THEY_ARE,
     *,
     start: NDArray | None = None,
     sample_weight: ArrayLike | None = None,

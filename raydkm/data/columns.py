@@ -29,14 +29,17 @@ class Columns:
 
     features: tuple[str, ...]
     weight: str | None = None
+    shape: tuple[int, ...] | None = None
 
     @classmethod
-    def named(cls, column: str | None, weight: str | None, available: list[str]) -> Columns:
+    def named(
+        cls, column: str | None, weight: str | None, available: list[str], *, shape: tuple[int, ...] | None = None
+    ) -> Columns:
         """Split ``a,b,c``; a name that exists as a whole column wins over splitting it."""
         if column is None:
             raise InputError(f"name the feature column (--column); there are: {', '.join(available)}")
         features = (column,) if column in available else tuple(name.strip() for name in column.split(","))
-        return cls(features, weight)
+        return cls(features, weight, shape)
 
     @property
     def needed(self) -> list[str]:

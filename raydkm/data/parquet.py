@@ -134,6 +134,7 @@ class ParquetTable:
         *,
         unit: bool = False,
         dim: int | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> ParquetTable:
         """Read every footer and refuse what can be refused without reading rows (but one, where no schema has the dim).
 
@@ -142,7 +143,7 @@ class ParquetTable:
         files = find_files(data)
         with ThreadPoolExecutor(min(16, len(files))) as pool:
             groups, schemas, stamps = zip(*pool.map(_footer, files), strict=True)
-        columns = Columns.named(column, weight, schemas[0].names)
+        columns = Columns.named(column, weight, schemas[0].names, shape=shape)
         widths = [columns.check(schema, name) for name, schema in zip(files, schemas, strict=True)]
         known = [(name, width) for name, width in zip(files, widths, strict=True) if width is not None]
         of_model = [("the model", dim)] if dim is not None else []

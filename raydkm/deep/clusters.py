@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydkm.config import FeatureConfig, FitConfig
+from raydkm.config import AS_THEY_ARE, FeatureConfig, FitConfig
 from raydkm.data.source import RowSource
 from raydkm.data.tiers import Tiers
 from raydkm.engine.comm import Comm, gathered
@@ -129,7 +129,7 @@ class Clusterer:
         labels = torch.empty(rows.held, dtype=torch.int64)
         config = config if start is None else config.model_copy(update={"anneal": 0})
         fitted = self._fit(rows, config, start, labels)
-        return Clustering(model_of(fitted, config, FeatureConfig()), fitted, labels)
+        return Clustering(model_of(fitted, config, AS_THEY_ARE), fitted, labels)
 
     def finished(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def fit_features(
         maps, mapped = fit_maps(made.stages, passes, config, tiers) if made.stages else ((), passes)
         look = survey(passes, "euclidean", 1, config.seed)
     features = Features(len(look.extent.low), made.dims, tuple(map(str, made.stages)), maps)
-    seconds, facts = {"maps": time.perf_counter() - began}, {}
+    seconds, facts = {"maps": time.perf_counter() - began}, dict[str, Any]()
     clusterer = Clusterer(source, comm, config, made, threads, device, tiers)
     given = None if start is None else torch.from_numpy(np.asarray(start, dtype=np.float64))
     if made.trains:
@@ -75,7 +76,7 @@ def fit_features(
         fitted = clusterer.finished(encoded, head, given, labels, report)
         features, facts = features.to(torch.device("cpu")), {"training": training.history}
     elif made.hops:
-        fitted = clusterer.finished(mapped.source, config, given, labels, report)
+        fitted = clusterer.finished(cast(RowSource, mapped.source), config, given, labels, report)
     else:
         fitted = fit_rows(
             mapped.source,

@@ -8,20 +8,21 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raydkm.config import arguments_of
 from raydkm.deep.clusters import Clusterer, Clustering, heads_of, means_of
 from raydkm.deep.losses import Autoencoder, Contrastive, CrossEntropy, Loss, Part, SRKMeans
 from raydkm.deep.partners import Partners
 from raydkm.deep.saved import Saved, SavedFile
+from raydkm.deep.seeding import seeded
 from raydkm.deep.shuffle import Share, Shuffle
 from raydkm.deep.train import Stage, Trained, train
 from raydkm.engine.comm import gathered
 from raydkm.engine.neighbours import neighbours
 from raydkm.engine.progress import Reporter
 from raydkm.errors import ConfigError
-from raydkm.features.encoders import build_encoder
+from raydkm.features.encoders import Encoder, build_encoder
 from raydkm.features.features import Features
 from raydkm.features.views import VIEWS, VectorView, View
 from raydkm.objectives import OBJECTIVES
@@ -76,7 +77,9 @@ class Training:
     def run(self, starts: list[Tensor | None]) -> None:
         """Do what is left of all stages; the first clusterings begin at prototypes (K, d) where they are given."""
         made, comm = self._of.made, self._of.comm
-        stages = [] if made.pretrain == "none" else [(made.pretrain, made.pretrain_epochs)]
+        stages: list[tuple[str, int]] = []
+        if made.pretrain != "none":
+            stages.append((made.pretrain, made.pretrain_epochs))
         stages += [(f"round {number + 1}", made.epochs) for number in range(made.rounds)]
         [saved, *_] = gathered(comm, lambda: self._file.load() if self._file is not None and comm.rank == 0 else None)
         if saved is not None:
@@ -121,6 +124,10 @@ class Training:
             pairs = zip(self.clusterings, self.heads, strict=True)
             starts = [means_of(encoded, found.labels, head, of.comm) for found, head in pairs]
         rows = of.smoothed(encoded)
+        starts = [
+            seeded(rows, self._start, of.comm, head, threads=of.threads) if start is None else start
+            for head, start in zip(self.heads, starts, strict=True)
+        ]
         self.clusterings = [of.clustered(rows, head, start) for head, start in zip(self.heads, starts, strict=True)]
         for head, found in enumerate(self.clusterings):
             if not again:
@@ -151,10 +158,11 @@ class Training:
         return make
 
     def _partners(self) -> Partners:
-        """Neighbours among the rows as the maps leave them."""
+        """Neighbours, by their direction, among the rows as the maps leave them."""
         of = self._of
-        mapped = of.encoded(replace(self.features, encoder=None))
-        graph = neighbours(mapped.everything(), of.comm, of.made.positives, threads=of.threads)
+        mapped = of.encoded(replace(self.features, encoder=None)).everything()
+        z = torch.nn.functional.normalize(mapped.cpu(), dim=1)
+        graph = neighbours(z, of.comm, of.made.positives, threads=of.threads)
         return Partners(of.rows, graph.ids, self._start, of.comm)
 
     def _keep(self, done: Trained) -> None:
@@ -179,8 +187,8 @@ class Training:
         known = {field.name for field in fields(kind)} - {"scale"}
         if unknown := sorted(set(given) - known):
             raise ConfigError(f"view_args: {made.kind} views have no {unknown[0]!r}, but {', '.join(sorted(known))}")
-        scale = {"scale": self._deviations()} if kind is VectorView else {}
-        return kind(**given, **scale, **({} if "strength" in given else {"strength": made.strength}))
+        given = {"strength": made.strength} | given
+        return kind(**given) if kind is not VectorView else VectorView(scale=self._deviations(), **given)
 
     def _deviations(self) -> Tensor:
         """Standard deviations (d,) of the columns of the encoder's inputs, of all workers' rows."""
@@ -191,12 +199,12 @@ class Training:
         count, total, squares = torch.stack(self._of.comm.all_gather(sums)).sum(0)
         return (squares / count - (total / count).square()).clamp(min=0).sqrt().float().to(self._of.device)
 
-    def _modules(self, encoder: Any) -> dict[str, Loss]:
+    def _modules(self, encoder: Encoder) -> dict[str, Loss]:
         """The losses that are used, by the names of stages."""
         made, dim = self._of.made, encoder.dim
         view = self._view()
-        needed = made.pretrain == "autoencoder" or made.loss == "sr-kmeans"
-        decoder = encoder.decoder() if needed else None
+        decoded = made.pretrain == "autoencoder" or (made.rounds and made.loss == "sr-kmeans")
+        decoder = encoder.decoder(self._of.config.seed) if decoded else nn.Identity()
         modules: dict[str, Loss] = {}
         if made.pretrain == "contrastive":
             modules["contrastive"] = Contrastive(encoder, dim, view, made.contrast_temperature)

@@ -94,7 +94,7 @@ def fit_rows(
     labels : Tensor (n,) of int64, optional
         Filled with the labels of this worker's rows.
     report : Reporter, optional
-        Told of each phase and step.
+        Told of each phase and step; without one the fit is a part of another, and warns of nothing.
     checkpoints : CheckpointFile, optional
         Where to go on from, if there is a checkpoint, and to save others.
 
@@ -109,7 +109,7 @@ def fit_rows(
     WorkerLostError
         If another worker did not answer in time.
     """
-    report = report or Reporter([])
+    warns, report = report is not None and comm.rank == 0, report or Reporter([])
     clock = _Clock(report)
     threads = threads if device.type == "cpu" else 1  # a GPU has one stream of kernels
     with thread_pool(threads) as pool:
@@ -182,13 +182,13 @@ def fit_rows(
         if not (history and history[-1]["settled"]):
             state = adm(goal, state, passes, config.max_steps, record)
         stopped = history[-1]["settled"] or ("max_steps" if state.step >= config.max_steps else "max_time")
-        if comm.rank == 0 and stopped in ("max_steps", "max_time"):
+        if warns and stopped in ("max_steps", "max_time"):
             logger.warning("stopped by %s = %g, before the fit had settled", stopped, getattr(config, stopped))
         save(state, now=True)  # before the sweeps, so that a fit goes on as if there had been none
         residual = float(history[-1]["balance_residual"])
         if goal.balance.held and not goal.hard and residual > BALANCE_TOLERANCE and stopped != "max_time":
             state, residual = hold_shares(goal, state, passes, FINAL_SWEEPS)
-        if goal.balance.held and comm.rank == 0 and residual > BALANCE_TOLERANCE:
+        if goal.balance.held and warns and residual > BALANCE_TOLERANCE:
             logger.warning(
                 "the clusters' shares are not held yet: a scaling would change by %.2g", math.expm1(residual)
             )

@@ -46,6 +46,13 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return (x * 15).astype(np.uint8), y
 
 
+def enough() -> np.ndarray:
+    """Digits enough for two workers, no two of them the same."""
+    x, _ = digits()
+    noise = np.random.default_rng(0).integers(20, size=(3, *x.shape))
+    return np.minimum(np.tile(x, (3, 1, 1)) + noise, 255).astype(np.uint8).reshape(-1, 64)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("digits") / "digits.parquet"
@@ -110,8 +117,7 @@ def fit_here(rows: np.ndarray, comm: Any = None, **options: Any) -> Fitted:
 
 
 def of_worker(comm: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
-    x, _ = digits()
-    return fit_here(np.tile(x, (3, 1)), comm, **options).facts["training"]
+    return fit_here(enough(), comm, **options).facts["training"]
 
 
 @pytest.mark.parametrize(
@@ -131,15 +137,18 @@ def of_worker(comm: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
     ids=["contrastive", "heads", "autoencoder"],
 )
 def test_two_workers_learn_what_one_does(changes: dict[str, Any]) -> None:
-    """At equal global batch losses agree to 1 %: sums of gradients are rounded in another order."""
+    """At equal global batch, losses agree to 0.1 % before there are clusters, and to 5 % after.
+
+    Sums of gradients are rounded in another order, Adam makes steps of the same size of it, and a seeding of what it
+    has come to may fall on other rows.
+    """
     options = {**TINY, "pretrain_epochs": 1, "rounds": 1, "epochs": 1, "batch": 512, **changes}
-    x, _ = digits()
-    alone = fit_here(np.tile(x, (3, 1)), **options).facts["training"]
+    alone = fit_here(enough(), **options).facts["training"]
     parts = answers_of(2, of_worker, options)
     for one, two in zip(alone, parts[0], strict=True):
         assert one["stage"] == two["stage"]
         if "loss" in one:
-            assert two["loss"] == pytest.approx(one["loss"], rel=1e-2)
+            assert two["loss"] == pytest.approx(one["loss"], rel=5e-2 if one["stage"].startswith("round") else 1e-3)
 
 
 class StopError(Exception):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ def test_keys_give_orders_that_have_nothing_to_do_with_each_other() -> None:
 @pytest.mark.parametrize("cuts", [[0, 1000], [0, 300, 1000], [0, 0, 999, 1000]])
 def test_workers_share_the_steps_of_an_epoch(cuts: list[int]) -> None:
     alone = Shuffle(1000, 0, 1000, 96, seed=3)
-    parts = [Shuffle(1000, start, stop, 96, seed=3) for start, stop in zip(cuts, cuts[1:], strict=False)]
+    parts = [Shuffle(1000, start, stop, 96, seed=3) for start, stop in pairwise(cuts)]
     seen = []
     for step in range(alone.steps):
         whole = alone.share(epoch=2, step=step)
