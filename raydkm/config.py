@@ -277,9 +277,9 @@ class FeatureConfig(_Frozen):
     )
     map: str | None = Field(
         None,
-        description="Stages before an encoder, in turn: center, standardize, whiten, pca:D, lda[:D], rff:D (random "
-        "Fourier features), nystrom:D, unit; and at the end neighbours:HOPS, by which a fit averages features over "
-        "their nearest neighbours.",
+        description="Stages, in turn: center, standardize, whiten, pca:D, lda[:D], rff:D (random Fourier features), "
+        "nystrom:D, unit; and, where no encoder follows, at the end neighbours:HOPS, by which a fit averages features "
+        "over their nearest neighbours.",
     )
     encoder: str = Field(
         "identity",
@@ -289,6 +289,7 @@ class FeatureConfig(_Frozen):
     encoder_args: str | None = Field(
         None, description="Its arguments, as name=value,name=value; numbers of a list are joined by -: channels=32-64."
     )
+    feature_map: str | None = Field(None, description="Stages after the encoder, as those of map.")
     view: Literal["auto", "image", "vector", "series"] = Field(
         "auto", description="Kind of random changes of a row that its cluster should not depend on; auto: by shape."
     )
@@ -306,7 +307,15 @@ class FeatureConfig(_Frozen):
     positives: int = Field(
         0, ge=0, description="contrastive: a row's second view is of one of so many nearest neighbours, or of itself."
     )
-    neighbours: int = Field(15, ge=1, description="Nearest neighbours that neighbours:HOPS averages over.")
+    neighbours: int = Field(
+        15, ge=1, description="Nearest neighbours of a row, for neighbours:HOPS of a map and for agreement."
+    )
+    agreement: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="A row is learned from in a round only if so large a part of its neighbours are of its cluster.",
+    )
     rounds: int = Field(1, ge=0, description="Rounds of training on targets: the clusters of the features so far.")
     epochs: int = Field(6, ge=1, description="Epochs of each round.")
     loss: Literal["cross-entropy", "sr-kmeans"] = Field(
@@ -338,7 +347,7 @@ class FeatureConfig(_Frozen):
             raise ValueError("must be channels x height x width, or channels x length, such as 1x28x28")
         return text
 
-    @field_validator("map")
+    @field_validator("map", "feature_map")
     @classmethod
     def _known_stages(cls, stages: str | None) -> str | None:
         return None if stages is None else ",".join(map(str, parse(stages)))
@@ -366,11 +375,13 @@ class FeatureConfig(_Frozen):
     def _used(self) -> FeatureConfig:
         changed = [name for name in type(self).model_fields if self._is_set(name)]
         if not self.trains:
-            idle = [name for name in changed if name not in ("shape", "map", "neighbours")]
+            idle = [name for name in changed if name not in ("shape", "map", "neighbours", "agreement")]
             if idle:
                 raise ValueError(f"{idle[0]} goes with an encoder")
-        if not self.hops and self._is_set("neighbours"):
-            raise ValueError("neighbours goes with map neighbours:HOPS")
+        if self.trains and any(stage.name == "neighbours" for stage in _stages(self.map)):
+            raise ValueError("map: neighbours is for what is clustered; with an encoder it goes to feature_map")
+        if not self.hops and not self.agreement and self._is_set("neighbours"):
+            raise ValueError("neighbours goes with agreement, or neighbours:HOPS at the end of map or feature_map")
         if self.pretrain == "none" and self._is_set("pretrain_epochs"):
             raise ValueError("pretrain_epochs goes with pretrain")
         if self.pretrain != "contrastive" and (self.positives or self._is_set("contrast_temperature")):
@@ -403,17 +414,19 @@ class FeatureConfig(_Frozen):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The maps, without the smoothing over neighbours."""
-        return tuple(stage for stage in self._all_stages if stage.name != "neighbours")
+        """The maps before an encoder."""
+        return tuple(stage for stage in _stages(self.map) if stage.name != "neighbours")
+
+    @property
+    def feature_stages(self) -> tuple[Stage, ...]:
+        """The maps after it."""
+        return tuple(stage for stage in _stages(self.feature_map) if stage.name != "neighbours")
 
     @property
     def hops(self) -> int:
         """How often a fit averages over neighbours."""
-        return sum(stage.number or 0 for stage in self._all_stages if stage.name == "neighbours")
-
-    @property
-    def _all_stages(self) -> tuple[Stage, ...]:
-        return () if self.map is None else parse(self.map)
+        both = _stages(self.map) + _stages(self.feature_map)
+        return sum(stage.number or 0 for stage in both if stage.name == "neighbours")
 
     @property
     def kind(self) -> str:
@@ -421,6 +434,10 @@ class FeatureConfig(_Frozen):
         if self.view != "auto":
             return self.view
         return {0: "vector", 2: "series", 3: "image"}[len(self.dims or ())]
+
+
+def _stages(text: str | None) -> tuple[Stage, ...]:
+    return () if text is None else parse(text)
 
 
 _ENCODERS = ("identity", "mlp", "conv", "tcn")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,10 +13,12 @@ from raydkm.data.source import RowSource
 from raydkm.data.tiers import Tiers
 from raydkm.engine.comm import Comm, gathered
 from raydkm.engine.fit import Fitted, fit_rows
-from raydkm.engine.neighbours import neighbours, smoothed
-from raydkm.engine.passes import thread_pool
+from raydkm.engine.maps import fit_maps
+from raydkm.engine.neighbours import Graph, neighbours, smoothed
+from raydkm.engine.passes import Passes, thread_pool
 from raydkm.engine.progress import Reporter
 from raydkm.engine.result import model_of
+from raydkm.engine.where import torch_threads
 from raydkm.errors import EngineError
 from raydkm.features.features import Features
 from raydkm.model import Model
@@ -89,8 +91,10 @@ class Clusterer:
     device: torch.device
     tiers: Tiers
 
-    def encoded(self, features: Features) -> RowSource:
-        """The features of this worker's rows, each canonical batch computed by one thread.
+    def encoded(self, features: Features) -> tuple[Features, RowSource]:
+        """The features of this worker's rows, and with the maps after the encoder, which are fitted to what it gives.
+
+        Each canonical batch is computed by one thread.
 
         Raises
         ------
@@ -107,22 +111,26 @@ class Clusterer:
                 raise EngineError("a row's features are all zero, which has no direction (metric cosine)")
             return z
 
-        def make() -> None:
-            with thread_pool(self.threads if self.device.type == "cpu" else 1) as pool:
-                made.append(self.rows.mapped(encode, self.tiers, pool.map))
-
         made: list[RowSource] = []
-        gathered(self.comm, make)
-        return made[0]
+        threads = self.threads if self.device.type == "cpu" else 1
+        with thread_pool(threads) as pool:
+            gathered(self.comm, lambda: made.append(self.rows.mapped(encode, self.tiers, pool.map)))
+            [source] = made
+            if not self.made.feature_stages:
+                return features, source
+            passes = Passes(source, self.comm, self.device, threads, pool.map)
+            maps, mapped = fit_maps(self.made.feature_stages, passes, self.config, self.tiers)
+        stages = tuple(map(str, self.made.feature_stages))
+        return replace(features, after_stages=stages, after=maps), cast(RowSource, mapped.source)
 
-    def smoothed(self, encoded: RowSource) -> RowSource:
-        """Features averaged over their nearest neighbours, if that is asked for."""
-        if not self.made.hops:
-            return encoded
-        unit = self.config.metric == "cosine"
-        z = Frame.identity(self.config.metric, 0).normalise(encoded.everything())
+    def smoothed(self, encoded: RowSource) -> tuple[RowSource, Graph | None]:
+        """Features averaged over their nearest neighbours, if that is asked for, and the graph of these."""
+        if not self.made.hops and not self.made.agreement:
+            return encoded, None
+        z = Frame.identity(self.config.metric, 0).normalise(encoded.everything().cpu())
         graph = neighbours(z, self.comm, self.made.neighbours, threads=self.threads)
-        return encoded.with_rows(smoothed(z, graph, self.made.hops, self.comm, unit=unit))
+        with torch_threads(self.threads):
+            return encoded.with_rows(smoothed(z, graph, self.made.hops, self.comm)), graph
 
     def clustered(self, rows: RowSource, config: FitConfig, start: Tensor | None) -> Clustering:
         """The clusters of features, from prototypes `start` (K, d) on if they are given."""
@@ -145,7 +153,7 @@ class Clusterer:
         """
         if not self.made.hops:
             return self._fit(encoded, config, start, labels, report)
-        found = self.clustered(self.smoothed(encoded), config, start)
+        found = self.clustered(self.smoothed(encoded)[0], config, start)
         means = means_of(encoded, found.labels, config, self.comm)
         fitted = self._fit(encoded, config.model_copy(update=AT_ONCE), means, labels, report)
         return replace(fitted, facts=fitted.facts | {"smoothed": found.summary()})

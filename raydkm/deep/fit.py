@@ -70,7 +70,7 @@ def fit_features(
         training.run([given] + [None] * (len(training.heads) - 1))
         seconds["training"] = time.perf_counter() - began - seconds["maps"]
         features, head = training.features, training.heads[training.best]
-        encoded = clusterer.encoded(features)
+        features, encoded = clusterer.encoded(features)
         if training.clusterings:
             given = means_of(encoded, training.clusterings[training.best].labels, head, comm)
         fitted = clusterer.finished(encoded, head, given, labels, report)

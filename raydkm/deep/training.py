@@ -19,7 +19,8 @@ from raydkm.deep.seeding import seeded
 from raydkm.deep.shuffle import Share, Shuffle
 from raydkm.deep.train import Stage, Trained, train
 from raydkm.engine.comm import gathered
-from raydkm.engine.neighbours import neighbours
+from raydkm.engine.neighbours import agreement, neighbours
+from raydkm.engine.passes import thread_pool
 from raydkm.engine.progress import Reporter
 from raydkm.errors import ConfigError
 from raydkm.features.encoders import Encoder, build_encoder
@@ -119,11 +120,11 @@ class Training:
     def _clustered(self, name: str, starts: list[Tensor | None], *, again: bool) -> tuple[list[Tensor | None], Any]:
         """Cluster the features so far for each head; return where that began, and the targets of rows at positions."""
         of = self._of
-        encoded = of.encoded(self.features)
+        _, encoded = of.encoded(self.features)
         if self.clusterings and not again:  # clusters keep their numbers, which the heads have learned
             pairs = zip(self.clusterings, self.heads, strict=True)
             starts = [means_of(encoded, found.labels, head, of.comm) for found, head in pairs]
-        rows = of.smoothed(encoded)
+        rows, graph = of.smoothed(encoded)
         starts = [
             seeded(rows, self._start, of.comm, head, threads=of.threads) if start is None else start
             for head, start in zip(self.heads, starts, strict=True)
@@ -160,7 +161,8 @@ class Training:
     def _partners(self) -> Partners:
         """Neighbours, by their direction, among the rows as the maps leave them."""
         of = self._of
-        mapped = of.encoded(replace(self.features, encoder=None)).everything()
+        with thread_pool(of.threads) as pool:
+            mapped = of.rows.mapped(self.features.mapped, of.tiers, pool.map).everything()
         z = torch.nn.functional.normalize(mapped.cpu(), dim=1)
         graph = neighbours(z, of.comm, of.made.positives, threads=of.threads)
         return Partners(of.rows, graph.ids, self._start, of.comm)

@@ -169,7 +169,7 @@ class NearestPrototypes:
 
 
 class NearestRows:
-    """An index of rows, on the CPU, in which those with the largest inner products are found.
+    """An index of rows, on the CPU, in which the nearest ones are found.
 
     Exact up to `FEW_ROWS`; above that an inverted file, at the least effort that finds `GOOD_RECALL` of a sample's.
 
@@ -182,7 +182,7 @@ class NearestRows:
 
     def __init__(self, rows: Tensor, threads: int):
         self._faiss, self._threads, self._count = _faiss(), threads, len(rows)
-        exact = self._faiss.IndexFlatIP(rows.shape[1])
+        exact = self._faiss.IndexFlatL2(rows.shape[1])
         exact.add(rows.numpy())
         self._index = exact
         if len(rows) > FEW_ROWS:
@@ -190,15 +190,15 @@ class NearestRows:
                 self._index = self._inverted(rows, exact)
 
     def __call__(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Inner products (n, k) and positions (n, k) of the k = min(count, m) best rows, best first."""
+        """Squared distances (n, k) and positions (n, k) of the k = min(count, m) nearest rows, the nearest first."""
         with _threads_of_faiss(self._faiss, self._threads):
-            products, found = self._index.search(queries.numpy(), min(count, self._count))
-        return torch.from_numpy(products), torch.from_numpy(found)
+            squares, found = self._index.search(queries.numpy(), min(count, self._count))
+        return torch.from_numpy(squares), torch.from_numpy(found)
 
     def _inverted(self, rows: Tensor, exact: Any) -> Any:
         lists = 2 * isqrt(len(rows))
         index = self._faiss.IndexIVFFlat(
-            self._faiss.IndexFlatIP(rows.shape[1]), rows.shape[1], lists, self._faiss.METRIC_INNER_PRODUCT
+            self._faiss.IndexFlatL2(rows.shape[1]), rows.shape[1], lists, self._faiss.METRIC_L2
         )
         index.train(rows[:: max(1, len(rows) // (64 * lists))].contiguous().numpy())
         index.add(rows.numpy())

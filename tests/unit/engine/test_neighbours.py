@@ -10,7 +10,7 @@ import torch
 
 from raydkm.engine import neighbours as module
 from raydkm.engine.comm import Solo
-from raydkm.engine.neighbours import neighbours, smoothed
+from raydkm.engine.neighbours import agreement, neighbours, smoothed
 from raydkm.errors import InputError
 from raydkm.ops import nearest
 from raydkm.ops.nearest import NearestRows
@@ -31,33 +31,33 @@ def expected(z: torch.Tensor) -> torch.Tensor:
 
 
 def expected_mean(z: torch.Tensor, hops: int) -> torch.Tensor:
-    ids, means = expected(z), z.double()
-    for _ in range(hops):
-        means = (means + means[ids].sum(1)) / (COUNT + 1)
-        means = means / means.norm(dim=1, keepdim=True)
-    return means
+    edges = torch.zeros(len(z), len(z), dtype=torch.float64).scatter_(1, expected(z), 1.0)
+    edges = edges + edges.T
+    walk = edges / edges.sum(1, keepdim=True)
+    return torch.linalg.matrix_power(walk, hops) @ z.double()
+
+
+def close(found: torch.Tensor, hops: int) -> None:
+    torch.testing.assert_close(found.double(), expected_mean(unit_rows(), hops), rtol=0, atol=1e-6)
 
 
 def test_neighbours_are_those_of_a_search_of_all_pairs() -> None:
     graph = neighbours(unit_rows(), Solo(), COUNT, threads=2)
     assert torch.equal(graph.ids, expected(unit_rows()))
-    assert bool((graph.similarities.diff(dim=1) <= 0).all())
+    assert bool((graph.squares.diff(dim=1) >= 0).all())
 
 
-@pytest.mark.parametrize("hops", [0, 1, 3])
-def test_averages_are_those_of_the_definition(hops: int) -> None:
-    z = unit_rows()
-    graph = neighbours(z, Solo(), COUNT, threads=1)
-    torch.testing.assert_close(
-        smoothed(z, graph, hops, Solo(), unit=True).double(), expected_mean(z, hops), rtol=0, atol=1e-6
-    )
+@pytest.mark.parametrize("hops", [0, 1, 3, 20])
+def test_averages_are_those_of_a_random_walk(hops: int) -> None:
+    graph = neighbours(unit_rows(), Solo(), COUNT, threads=1)
+    close(smoothed(unit_rows(), graph, hops, Solo()), hops)
 
 
-def test_without_unit_length_averages_are_means() -> None:
-    z = unit_rows()
-    graph = neighbours(z, Solo(), COUNT, threads=1)
-    found = smoothed(3 * z, graph, 1, Solo(), unit=False)
-    torch.testing.assert_close(found, 3 * (z + z[expected(z)].sum(1)) / (COUNT + 1))
+def test_agreement_is_the_share_of_neighbours_with_the_same_label() -> None:
+    labels = torch.from_numpy(np.random.default_rng(3).integers(3, size=ROWS))
+    graph = neighbours(unit_rows(), Solo(), COUNT, threads=1)
+    shares = (labels[expected(unit_rows())] == labels[:, None]).double().mean(1)
+    torch.testing.assert_close(agreement(labels, graph, Solo()).double(), shares, rtol=0, atol=1e-6)
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,24 +66,25 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_ROWS", 64)
     parts = neighbours(z, Solo(), COUNT, threads=1)
     assert torch.equal(parts.ids, whole.ids)
-    torch.testing.assert_close(
-        smoothed(z, parts, 2, Solo(), unit=True).double(), expected_mean(z, 2), rtol=0, atol=1e-6
-    )
+    close(smoothed(z, parts, 2, Solo()), 2)
 
 
-def of_worker(comm: Any, cuts: list[int]) -> tuple[torch.Tensor, torch.Tensor, int]:
+def of_worker(comm: Any, cuts: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     mine = unit_rows()[cuts[comm.rank] : cuts[comm.rank + 1]]
     graph = neighbours(mine, comm, COUNT, threads=1)
-    return graph.ids, smoothed(mine, graph, 2, comm, unit=True), graph.first
+    labels = torch.arange(ROWS)[cuts[comm.rank] : cuts[comm.rank + 1]] % 3
+    return graph.ids, smoothed(mine, graph, 2, comm), agreement(labels, graph, comm), graph.first
 
 
 @pytest.mark.parametrize("cuts", [[0, 120, 500], [0, 3, 3, 500]], ids=["two", "three, one without rows"])
 def test_workers_find_what_one_does(cuts: list[int]) -> None:
     answers = answers_of(len(cuts) - 1, of_worker, cuts)
-    ids, means, firsts = zip(*(answers[rank] for rank in sorted(answers)), strict=True)
+    ids, means, shares, firsts = zip(*(answers[rank] for rank in sorted(answers)), strict=True)
     assert list(firsts) == cuts[:-1]
     assert torch.equal(torch.cat(ids), expected(unit_rows()))
-    torch.testing.assert_close(torch.cat(means).double(), expected_mean(unit_rows(), 2), rtol=0, atol=1e-6)
+    close(torch.cat(means), 2)
+    same = (expected(unit_rows()) % 3 == torch.arange(ROWS)[:, None] % 3).float().mean(1)
+    torch.testing.assert_close(torch.cat(shares), same)
 
 
 def test_equal_rows_are_neighbours_in_the_order_of_their_numbers() -> None:
