@@ -1,4 +1,4 @@
-"""Maps fitted to all workers' rows: against scikit-learn, however the work is divided, and what clusters they show."""
+"""Maps fitted to all workers' rows: against scikit-learn, and what clusters they show."""
 
 from __future__ import annotations
 
@@ -17,45 +17,21 @@ from sklearn.preprocessing import StandardScaler
 
 from raydkm.config import FitConfig
 from raydkm.data.source import RowSource
-from raydkm.data.tiers import Chunk, Tiers
-from raydkm.engine.comm import Comm, ProcessGroup, Solo
+from raydkm.engine.comm import Solo
 from raydkm.engine.fit import fit_rows
 from raydkm.engine.maps import fit_maps
-from raydkm.engine.passes import Passes, thread_pool
-from raydkm.errors import ConfigError, EngineError, InputError
-from raydkm.features.maps import Map, chain
+from raydkm.engine.passes import Passes
+from raydkm.errors import ConfigError, InputError
+from raydkm.features.maps import chain
 from raydkm.features.stages import parse
 from raydkm.ops.batch import BATCH_ROWS
-from tests.unit.engine.processes import answers_of
+from tests.unit.engine.test_maps_divided import fitted, tiers
 
 CPU = torch.device("cpu")
 
 
-def tiers() -> Tiers:
-    return Tiers("host", 0, CPU)
-
-
-def fitted(
-    text: str,
-    source: RowSource,
-    comm: Comm | None = None,
-    threads: int = 1,
-    **options: Any,
-) -> tuple[tuple[Map, ...], torch.Tensor]:
-    """The maps, and this worker's mapped rows."""
-    config = FitConfig(**({"clusters": 3} | options))
-    with thread_pool(threads) as pool:
-        maps, passes = fit_maps(parse(text), Passes(source, comm or Solo(), CPU, threads, pool.map), config, tiers())
-        rows = [batch.rows for batch in passes.source.batches()]
-    return maps, torch.cat(rows) if rows else torch.empty(0)
-
-
 def mapped(text: str, x: NDArray, weight: NDArray | None = None, **options: Any) -> NDArray[np.float64]:
     return fitted(text, RowSource.from_array(x, weight), **options)[1].double().numpy()
-
-
-def bits(maps: tuple[Map, ...]) -> list[tuple[str, bytes]]:
-    return [(name, tensor.numpy().tobytes()) for map_ in maps for name, tensor in map_.tensors().items()]
 
 
 def mixed(rows: int, seed: int = 0) -> NDArray[np.float64]:
@@ -69,10 +45,12 @@ def mixed(rows: int, seed: int = 0) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("rows", [200, 9 * BATCH_ROWS + 3])  # all are in the sample, or are not
-def test_standardized_columns_are_scikit_learns_and_constant_ones_zero(rows: int) -> None:
-    x = mixed(rows)
-    found = mapped("standardize", x)
-    np.testing.assert_allclose(found, StandardScaler().fit_transform(x) * [1, 1, 1, 1, 1, 0], atol=1e-5)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.filterwarnings("ignore:invalid value encountered in sqrt")  # scikit-learn's, of the constant column
+def test_standardized_columns_are_scikit_learns_and_constant_ones_zero(rows: int, weighted: bool, rng) -> None:
+    x, weight = mixed(rows), np.square(rng.standard_normal(rows)) if weighted else None
+    theirs = StandardScaler().fit(x, sample_weight=weight).transform(x)
+    np.testing.assert_allclose(mapped("standardize", x, weight), theirs * [1, 1, 1, 1, 1, 0], atol=1e-5)
 
 
 def test_columns_that_vary_by_their_rounding_alone_are_constant() -> None:
@@ -94,11 +72,14 @@ def test_principal_components_are_scikit_learns(blobs) -> None:
     np.testing.assert_allclose(found * np.sign((found * theirs).sum(0)), theirs, atol=1e-4)
 
 
-def test_whitened_rows_have_unit_covariance_far_from_zero_and_at_any_scale() -> None:
-    x = mixed(3000)[:, 1:4]
-    x[:, 2] /= 1e3
-    x += 1e4
-    np.testing.assert_allclose(np.cov(mapped("whiten", 100 * x).T, bias=True), np.eye(3), atol=1e-4)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_whitened_rows_have_unit_covariance_though_they_lie_far_from_zero_in_a_narrow_plane(
+    weighted: bool, rng
+) -> None:
+    x, weight = rng.standard_normal((3000, 6)), rng.random(3000) if weighted else None
+    x[:, :3] /= 300
+    white = mapped("whiten", x @ np.linalg.qr(rng.standard_normal((6, 6)))[0] + 1e3, weight)
+    np.testing.assert_allclose(np.cov(white.T, aweights=weight, ddof=0), np.eye(6), atol=1e-5)
 
 
 def test_kernel_features_are_near_to_one_kernel_whose_width_is_a_distance_of_near_rows(blobs) -> None:
@@ -122,80 +103,6 @@ def test_weights_are_repetitions(text: str, blobs, rng: np.random.Generator) -> 
     weighted, _ = fitted(text, RowSource.from_array(x, weight))
     for one, other in zip(repeated, weighted, strict=True):
         torch.testing.assert_close(one.tensors(), other.tensors(), rtol=1e-6, atol=1e-9)
-
-
-# Any division of the work
-
-CHAINS = ["standardize,unit,pca:4,rff:9,center", "whiten,nystrom:7,lda"]
-OPTIONS: dict[str, Any] = {"seed_rows": BATCH_ROWS, "seed": 5}
-
-
-def many() -> NDArray[np.float32]:
-    rng = np.random.default_rng(0)
-    rows = 4 * BATCH_ROWS + 5
-    centres = 5 * rng.standard_normal((3, 6))
-    return (centres[rng.integers(3, size=rows)] + rng.standard_normal((rows, 6))).astype(np.float32)
-
-
-def part(x: NDArray, comm: Comm, cuts: list[int]) -> RowSource:
-    low, high = cuts[comm.rank : comm.rank + 2]
-    return RowSource([Chunk(0, torch.from_numpy(x[low:high]), None)] if high > low else [], low, len(x))
-
-
-#: Where the rows of three workers begin and end; in the second case one has none.
-CUTS = (
-    [0, BATCH_ROWS, 2 * BATCH_ROWS, 4 * BATCH_ROWS + 5],
-    [0, 3 * BATCH_ROWS, 4 * BATCH_ROWS + 5, 4 * BATCH_ROWS + 5],
-)
-
-
-def fit_parts(comm: ProcessGroup, _: Any) -> tuple[list[Any], str, str]:
-    found = []
-    for cuts in CUTS:
-        for text in CHAINS:
-            maps, rows = fitted(text, part(many(), comm, cuts), comm, **OPTIONS)
-            found.append((bits(maps), rows.numpy().tobytes()))
-    with pytest.raises(InputError) as refusal:
-        fitted("pca:6", part(many()[:5], comm, [0, 5, 5, 5]), comm)
-    with pytest.raises(EngineError) as no_room:
-        tiers = Tiers("device" if comm.rank == 1 else "host", 0, torch.device("meta"))
-        fit_maps(parse("unit"), Passes(part(many(), comm, CUTS[0]), comm, CPU), FitConfig(**OPTIONS), tiers)
-    return found, str(refusal.value), str(no_room.value)
-
-
-def test_three_processes_fit_what_one_fits_and_refuse_alike() -> None:
-    answers = answers_of(3, fit_parts)
-    source = RowSource.of(torch.from_numpy(many()))
-    for number, text in enumerate(CHAINS * len(CUTS)):
-        maps, rows = fitted(text, source, **OPTIONS)
-        assert all(found[number][0] == bits(maps) for found, _, _ in answers.values())
-        assert b"".join(answers[rank][0][number][1] for rank in range(3)) == rows.numpy().tobytes()
-    for _, refusal, no_room in answers.values():
-        assert refusal == "map stage pca:6: needs as many rows, there are 5; ask for fewer"
-        assert no_room.startswith("no room for")
-
-
-@pytest.mark.parametrize("text", CHAINS)
-def test_two_threads_and_one_give_the_same_bits_and_so_do_rows_read_again(text: str) -> None:
-    x = many()
-    alone, rows = fitted(text, RowSource.of(torch.from_numpy(x)), **OPTIONS)
-    shared, others = fitted(text, RowSource.of(torch.from_numpy(x)), threads=2, **OPTIONS)
-    assert bits(alone) == bits(shared)
-    assert torch.equal(rows, others)
-    with thread_pool(2) as pool:
-        passes = Passes(RowSource.of(torch.from_numpy(x)), Solo(), CPU, 2, pool.map)
-        again, passes = fit_maps(parse(text), passes, FitConfig(clusters=3, **OPTIONS), Tiers("stream", 0, CPU))
-        parts = passes.each(lambda batches: {batch.first: batch.rows for batch in batches})
-    assert bits(again) == bits(alone)
-    by_first = {first: batch for part in parts for first, batch in part.items()}
-    assert torch.equal(torch.cat([by_first[first] for first in sorted(by_first)]), rows)
-
-
-@pytest.mark.parametrize("text", CHAINS)
-def test_the_order_of_rows_that_are_all_in_the_sample_changes_no_bit(text: str) -> None:
-    x = many()[:1000]
-    one, other = (fitted(text, RowSource.from_array(rows))[0] for rows in (x, np.ascontiguousarray(x[::-1])))
-    assert bits(one) == bits(other)
 
 
 def test_rows_that_are_returned_are_the_rows_as_the_maps_map_them(blobs) -> None:

@@ -18,6 +18,7 @@ from raydkm.features.spectra import (
     nystrom,
     principal,
     shrunk,
+    signed,
     whitening,
 )
 
@@ -49,6 +50,16 @@ def test_whitened_rows_have_unit_covariance(seed: int) -> None:
         white = whitening(mean, covariance)(torch.from_numpy(x)).double().numpy()
         np.testing.assert_allclose(white.mean(0), np.zeros(6), atol=1e-5)
         np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(6), atol=1e-4)
+
+
+def test_the_signs_of_directions_do_not_depend_on_the_solver() -> None:
+    vectors = torch.tensor([[-3.0, 0.1, -0.5], [1.0, -0.2, 0.5], [2.0, 0.3, -0.1]])
+    expected = torch.tensor([[3.0, 0.1, 0.5], [-1.0, -0.2, -0.5], [-2.0, 0.3, 0.1]])
+    assert torch.equal(signed(vectors), expected)
+    assert torch.equal(signed(-vectors), expected)
+    mean, covariance = moments(rows())
+    for map_ in (principal(mean, covariance, 6), discriminants(mean, covariance, torch.diag(mean**2), 6)):
+        assert torch.equal(signed(map_.matrix), map_.matrix)
 
 
 def test_of_all_whitenings_it_is_the_symmetric_one() -> None:
