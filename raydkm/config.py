@@ -302,11 +302,15 @@ class FeatureConfig(_Frozen):
         description="Training before there are clusters: contrastive (InfoNCE of two views of a row), autoencoder or "
         "none.",
     )
-    pretrain_epochs: int = Field(8, ge=1, description="Epochs of it.")
+    pretrain_epochs: int = Field(8, ge=0, description="Epochs of it.")
     contrast_temperature: float = Field(0.3, gt=0, description="Temperature of InfoNCE.")
     positives: int = Field(
-        0, ge=0, description="contrastive: a row's second view is of one of so many nearest neighbours, or of itself."
+        0,
+        ge=0,
+        description="contrastive: afterwards, for positive_epochs, a row's second view is of one of so many nearest "
+        "neighbours by its features, or of itself.",
     )
+    positive_epochs: int = Field(3, ge=1, description="Epochs of that.")
     neighbours: int = Field(
         15, ge=1, description="Nearest neighbours of a row, for neighbours:HOPS of a map and for agreement."
     )
@@ -324,6 +328,9 @@ class FeatureConfig(_Frozen):
         "the paper's: distances to prototypes, with the reconstruction of the row.",
     )
     reconstruction: float = Field(1.0, ge=0, description="sr-kmeans: weight of the reconstruction.")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="cross-entropy: part of the targets that is spread over all clusters."
+    )
     heads: int = Field(
         1, ge=1, description="Clusterings that are learned at the same time; that of least loss is kept."
     )
@@ -386,10 +393,12 @@ class FeatureConfig(_Frozen):
             raise ValueError("pretrain_epochs goes with pretrain")
         if self.pretrain != "contrastive" and (self.positives or self._is_set("contrast_temperature")):
             raise ValueError("positives and contrast_temperature go with pretrain contrastive")
+        if not self.positives and self._is_set("positive_epochs"):
+            raise ValueError("positive_epochs goes with positives")
         if self.loss != "sr-kmeans" and self._is_set("reconstruction"):
             raise ValueError("reconstruction goes with loss sr-kmeans")
-        if self.loss == "sr-kmeans" and (self.heads > 1 or self.overclustering > 1):
-            raise ValueError("heads and overclustering go with loss cross-entropy")
+        if self.loss == "sr-kmeans" and (self.heads > 1 or self.overclustering > 1 or self.label_smoothing):
+            raise ValueError("heads, overclustering and label_smoothing go with loss cross-entropy")
         if self.trains and self.pretrain == "none" and self.rounds == 0:
             raise ValueError(f"encoder {self.encoder} would not be trained: give pretrain or rounds")
         return self

@@ -127,10 +127,16 @@ class Clusterer:
         """Features averaged over their nearest neighbours, if that is asked for, and the graph of these."""
         if not self.made.hops and not self.made.agreement:
             return encoded, None
-        z = Frame.identity(self.config.metric, 0).normalise(encoded.everything().cpu())
-        graph = neighbours(z, self.comm, self.made.neighbours, threads=self.threads)
+        graph, z = self.graph(encoded, self.made.neighbours), self._normal(encoded)
         with torch_threads(self.threads):
             return encoded.with_rows(smoothed(z, graph, self.made.hops, self.comm)), graph
+
+    def graph(self, encoded: RowSource, count: int) -> Graph:
+        """The `count` nearest neighbours of each row by its features."""
+        return neighbours(self._normal(encoded), self.comm, count, threads=self.threads)
+
+    def _normal(self, encoded: RowSource) -> Tensor:
+        return Frame.identity(self.config.metric, 0).normalise(encoded.everything().cpu())
 
     def clustered(self, rows: RowSource, config: FitConfig, start: Tensor | None) -> Clustering:
         """The clusters of features, from prototypes `start` (K, d) on if they are given."""

@@ -120,8 +120,9 @@ class CrossEntropy(Loss):
     With the targets fixed, it is what of the discriminative losses (mi, kl, sinkhorn) depends on the model.
     """
 
-    def __init__(self, encoder: nn.Module, dim: int, clusters: list[int], view: View):
+    def __init__(self, encoder: nn.Module, dim: int, clusters: list[int], view: View, smoothing: float = 0.0):
         super().__init__()
+        self._smoothing = smoothing
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Linear(dim, count) for count in clusters)
         self._view = view
@@ -129,7 +130,7 @@ class CrossEntropy(Loss):
     def losses(self, part: Part) -> Tensor:
         features = self.encoder(self._view(part.x, part.draws(0)))
         losses = [
-            functional.cross_entropy(head(features).float(), target, reduction="sum")
+            functional.cross_entropy(head(features).float(), target, reduction="sum", label_smoothing=self._smoothing)
             for head, target in zip(self.heads, part.targets, strict=True)
         ]
         return torch.stack(losses) / part.share.size

@@ -19,8 +19,7 @@ from raydkm.deep.seeding import seeded
 from raydkm.deep.shuffle import Share, Shuffle
 from raydkm.deep.train import Stage, Trained, train
 from raydkm.engine.comm import gathered
-from raydkm.engine.neighbours import agreement, neighbours
-from raydkm.engine.passes import thread_pool
+from raydkm.engine.neighbours import agreement
 from raydkm.engine.progress import Reporter
 from raydkm.errors import ConfigError
 from raydkm.features.encoders import Encoder, build_encoder
@@ -68,6 +67,7 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self.clusterings: list[Clustering] = []
         self.best = 0
+        self._learned: Tensor | None = None  # which of this worker's rows are learned from in a round
         self.heads = heads_of(config, made)
         counts = clusterer.comm.all_gather(clusterer.rows.held)
         self._start, self._total = sum(counts[: clusterer.comm.rank]), sum(counts)
@@ -81,6 +81,8 @@ class Training:
         stages: list[tuple[str, int]] = []
         if made.pretrain != "none":
             stages.append((made.pretrain, made.pretrain_epochs))
+        if made.positives:
+            stages.append(("positives", made.positive_epochs))
         stages += [(f"round {number + 1}", made.epochs) for number in range(made.rounds)]
         [saved, *_] = gathered(comm, lambda: self._file.load() if self._file is not None and comm.rank == 0 else None)
         if saved is not None:
@@ -110,7 +112,7 @@ class Training:
                 self._file.save(Saved(number, stage.step, tensors, teacher, starts, self.best, self.history))
 
         save(now=saved is None)
-        make = self._maker(targets, self._partners() if name == "contrastive" and of.made.positives else None)
+        make = self._maker(targets, self._partners() if name == "positives" else None)
         threads, device = of.threads, of.device
         train(
             stage, shuffle, make, of.comm, threads=threads, device=device, salt=seed, on_step=save, on_epoch=self._keep
@@ -138,6 +140,9 @@ class Training:
             features = rows.take(positions)
             return tuple(found.targets(features, positions) for found in self.clusterings)
 
+        self._learned = None
+        if of.made.agreement and graph is not None:
+            self._learned = agreement(self.clusterings[0].labels, graph, of.comm) >= of.made.agreement
         loss = self._losses["round"]
         if isinstance(loss, SRKMeans):
             [found] = self.clusterings
@@ -149,7 +154,15 @@ class Training:
         """What makes a worker's part of a step."""
         of = self._of
 
+        kept = 1.0
+        if targets is not None and self._learned is not None:
+            kept = sum(of.comm.all_gather(int(self._learned.sum()))) / self._total
+
         def make(share: Share, salt: int) -> Part:
+            if kept < 1:
+                assert self._learned is not None
+                among = self._learned[share.rows - self._start]
+                share = Share(max(1, round(kept * share.size)), share.slots[among], share.rows[among])
             positions = share.rows - self._start
             x = self.features.inputs(of.rows.take(positions).to(of.device))
             other = None if partners is None else self.features.inputs(partners(share, salt).to(of.device))
@@ -159,12 +172,10 @@ class Training:
         return make
 
     def _partners(self) -> Partners:
-        """Neighbours, by their direction, among the rows as the maps leave them."""
+        """Neighbours by their features so far."""
         of = self._of
-        with thread_pool(of.threads) as pool:
-            mapped = of.rows.mapped(self.features.mapped, of.tiers, pool.map).everything()
-        z = torch.nn.functional.normalize(mapped.cpu(), dim=1)
-        graph = neighbours(z, of.comm, of.made.positives, threads=of.threads)
+        _, encoded = of.encoded(self.features)
+        graph = of.graph(encoded, of.made.positives)
         return Partners(of.rows, graph.ids, self._start, of.comm)
 
     def _keep(self, done: Trained) -> None:
@@ -209,13 +220,14 @@ class Training:
         decoder = encoder.decoder(self._of.config.seed) if decoded else nn.Identity()
         modules: dict[str, Loss] = {}
         if made.pretrain == "contrastive":
-            modules["contrastive"] = Contrastive(encoder, dim, view, made.contrast_temperature)
+            modules["contrastive"] = modules["positives"] = Contrastive(encoder, dim, view, made.contrast_temperature)
         if made.pretrain == "autoencoder":
             modules["autoencoder"] = Autoencoder(encoder, decoder)
         if made.rounds and made.loss == "sr-kmeans":
             modules["round"] = SRKMeans(encoder, decoder, made.reconstruction)
         elif made.rounds:
-            modules["round"] = CrossEntropy(encoder, dim, [head.clusters for head in self.heads], view)
+            clusters = [head.clusters for head in self.heads]
+            modules["round"] = CrossEntropy(encoder, dim, clusters, view, made.label_smoothing)
         return modules
 
 

@@ -122,11 +122,11 @@ def features_of(
     made = tuple(map_of(stage, tensors) for stage, tensors in zip(stages, parts, strict=True))
     net, shape, dim = described["encoder"], described["shape"], int(described["input_dim"])
     network = None if net is None else rebuild(net, encoder, own)
-    for number, each in enumerate(made):
-        if number == before and network is not None:
+    for place, each in enumerate(made):
+        if place == before and network is not None:
             dim = network.dim
         if each.input_dim != dim:
-            raise ModelError(f"map {stages[number]} takes {each.input_dim} dimensions, there are {dim}")
+            raise ModelError(f"map {stages[place]} takes {each.input_dim} dimensions, there are {dim}")
         dim = each.dim
     return Features(
         int(described["input_dim"]),

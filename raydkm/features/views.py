@@ -73,8 +73,12 @@ class ImageView(View):
         The largest changes of the factors on values, on differences from the image's mean, and from grey.
     flip : bool
         Whether half of the rows are mirrored left to right; not for characters.
+    elastic : float
+        Standard deviation of the shifts of a grid of 4 x 4 points, in parts of the image; between them they are smooth.
     cutout : float
         The side of the square that is set to zero, in parts of the image.
+    cutout_share : float
+        The part of the rows that it is cut out of.
     """
 
     rotation: float = 20.0
@@ -87,7 +91,9 @@ class ImageView(View):
     contrast: float = 0.4
     saturation: float = 0.4
     flip: bool = False
+    elastic: float = 0.0
     cutout: float = 0.0
+    cutout_share: float = 1.0
 
     def _changed(self, x: Tensor, draws: Draws) -> Tensor:
         low, high = x.amin((1, 2, 3), keepdim=True).clamp(max=0), x.amax((1, 2, 3), keepdim=True).clamp(min=0)
@@ -123,6 +129,10 @@ class ImageView(View):
         places[:, 0, 2] = right * shift
         places[:, 1, 2] = down * shift
         grid = functional.affine_grid(places, list(x.shape), align_corners=False)
+        if self.elastic:  # Simard et al. 2003
+            shifts = draws.normal(2, 4, 4) * (2 * self._times(self.elastic))
+            smooth = functional.interpolate(shifts, (height, width), mode="bicubic", align_corners=True)
+            grid = grid + smooth.permute(0, 2, 3, 1)
         return functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     def _thicker_or_thinner(self, x: Tensor, draws: Draws) -> Tensor:
@@ -143,7 +153,8 @@ class ImageView(View):
         half = self._times(self.cutout, 1) * min(height, width) / 2
         rows = (torch.arange(height, device=x.device) + 0.5 - down[:, None] * height).abs() < half
         columns = (torch.arange(width, device=x.device) + 0.5 - right[:, None] * width).abs() < half
-        return x.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+        chosen = (draws.uniform(1, 1) < self.cutout_share) & rows[:, :, None] & columns[:, None, :]
+        return x.masked_fill(chosen[:, None], 0)
 
 
 def _dilated(x: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ TINY = {
     "objective": "kmeans",
     "metric": "cosine",
     "shape": "1x8x8",
-    "map": "neighbours:2",
+    "feature_map": "center,pca:24,unit,neighbours:2",
+    "neighbours": 7,
     "encoder": "conv",
     "encoder_args": "channels=16-32,kernel=3,dim=32,norm=batch,bounded=false",
     "pretrain": "contrastive",
@@ -72,7 +73,7 @@ def model(files: Path, tmp_path_factory: pytest.TempPathFactory) -> raydkm.Model
 def test_the_artefact_assigns_raw_rows_as_the_fit_did(model: raydkm.Model, files: Path, tmp_path: Path) -> None:
     report = raydkm.assign(model, files, out=tmp_path / "out")
     assert report["counts"] == model.counts.tolist()
-    assert (model.input_dim, model.dim, model.shape) == (64, 32, (1, 8, 8))
+    assert (model.input_dim, model.dim, model.shape) == (64, 24, (1, 8, 8))
 
 
 def test_the_record_tells_of_every_epoch_and_clustering(model: raydkm.Model) -> None:
@@ -124,13 +125,14 @@ def of_worker(comm: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
     "changes",
     [
         {},
-        {"positives": 3, "heads": 2, "overclustering": 2},
+        {"positives": 3, "positive_epochs": 1, "heads": 2, "overclustering": 2, "agreement": 0.5},
         {
             "pretrain": "autoencoder",
             "loss": "sr-kmeans",
             "objective": "sr-kmeans",
             "metric": "euclidean",
-            "map": None,
+            "feature_map": None,
+            "neighbours": 15,
             "encoder_args": "channels=16-32,kernel=3,dim=16",
         },
     ],
@@ -210,7 +212,8 @@ def test_maps_and_neighbours_alone_are_assigned_as_they_were_fitted(files: Path,
         ({"encoder": "conv", "shape": "1x8x8", "loss": "sr-kmeans", "objective": "kmeans"}, "loss sr-kmeans goes with"),
         ({"encoder": "nets"}, "must be one of identity, mlp, conv, tcn, or package.module:function"),
         ({"epochs": 3}, "epochs goes with an encoder"),
-        ({"neighbours": 3}, "neighbours goes with map neighbours:HOPS"),
+        ({"neighbours": 3}, "neighbours goes with agreement"),
+        ({"encoder": "mlp", "map": "neighbours:2"}, "with an encoder it goes to feature_map"),
         ({"encoder": "mlp", "rounds": 0}, "would not be trained"),
         ({"encoder": "conv"}, "encoder conv is for rows of shape"),
         ({"encoder": "mlp", "encoder_args": "depht=3"}, "no argument 'depht'"),
