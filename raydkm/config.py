@@ -289,7 +289,11 @@ class FeatureConfig(_Frozen):
     encoder_args: str | None = Field(
         None, description="Its arguments, as name=value,name=value; numbers of a list are joined by -: channels=32-64."
     )
-    feature_map: str | None = Field(None, description="Stages after the encoder, as those of map.")
+    feature_map: str | None = Field(
+        None,
+        description="Stages, as those of map, of an encoder's features for clustering them in a fit; the model's "
+        "prototypes are means of the features themselves.",
+    )
     view: Literal["auto", "image", "vector", "series"] = Field(
         "auto", description="Kind of random changes of a row that its cluster should not depend on; auto: by shape."
     )
@@ -297,6 +301,9 @@ class FeatureConfig(_Frozen):
         None, description="Their amplitudes, as name=value,name=value: rotation=20 (see raydkm/features/views.py)."
     )
     strength: float = Field(1.0, ge=0, description="Factor of all of them.")
+    last_strength: float | None = Field(
+        None, ge=0, description="Their factor in the last round, which then has half the learning rate."
+    )
     pretrain: Literal["none", "contrastive", "autoencoder"] = Field(
         "none",
         description="Training before there are clusters: contrastive (InfoNCE of two views of a row), autoencoder or "

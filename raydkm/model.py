@@ -69,7 +69,8 @@ class Model:
     history : list of dict
         One entry an ADM step.
     weights, bias : Tensor (K, d) and (K,) of float32, or None
-        theta and b of a logistic objective, in the coordinates of the frame.
+        theta and b of a logistic objective, or of the linear head that an encoder was trained with, in the coordinates
+        of the frame.
     made : FeatureConfig
         How features were made of rows.
     features : Features, optional
@@ -120,7 +121,8 @@ class Model:
     @property
     def hard(self) -> bool:
         """Whether posteriors are zero or one."""
-        return OBJECTIVES[self.config.objective].hard
+        by_head = self.weights is not None and self.reading != "q"
+        return OBJECTIVES[self.config.objective].hard and not by_head
 
     @property
     def cluster_centers(self) -> NDArray[np.float64]:
@@ -140,25 +142,27 @@ class Model:
         """
         if reading not in (None, "q", "p"):
             raise ConfigError(f"reading {reading!r}: must be q or p")
-        if reading == "p" and self.hard:
+        if reading == "p" and self.weights is None and self.hard:
             raise ConfigError(f"{self.config.objective} has no posterior p; use a soft objective")
         return replace(self, reading=reading)
 
     def scores(self) -> Scores:
         """The linear form whose largest value is a row's cluster, and whose softmax its posterior.
 
-        By default it is that of q in the distance family, of p in the logistic one. In the distance family p has
+        By default it is that of q in the distance family, of p in the logistic one and where there is a head. In the
+        distance family without one p has
         theta_k = theta'_k / T and b_k = log(q_hat_k) / 2 (Jabi et al.): it lacks -||theta'_k||^2, and is another
         assignment.
         """
-        if self.weights is None or self.bias is None:
+        kind = OBJECTIVES[self.config.objective]
+        logistic = issubclass(kind, LogisticObjective)
+        if self.weights is None or self.bias is None or (self.reading == "q" and not logistic):
             if self.reading != "p":
                 return Scores.of(self.prototypes, self.log_s, self.temperature, torch.float32, torch.device("cpu"))
             bias = 0.5 * self.shares.clamp(min=1e-300).log()
             return Scores(self.prototypes / self.temperature, bias.float(), OF_LOGITS)
         if self.reading != "q":
             return Scores(self.weights, self.bias, OF_LOGITS)
-        kind = OBJECTIVES[self.config.objective]
         assert issubclass(kind, LogisticObjective)
         _, l2, l3 = kind.mixture((self.config.l1, self.config.l2, self.config.l3))
         power = 1 + l2 / l3
@@ -276,7 +280,7 @@ def _check_shapes(model: Model, place: Path) -> None:
     clusters, dim = model.config.clusters, model.dim
     shapes = {"prototypes": (clusters, dim), "shift": (dim,), "log_s": (clusters,), "counts": (clusters,)}
     shapes["shares"] = (clusters,)
-    if issubclass(OBJECTIVES[model.config.objective], LogisticObjective):
+    if issubclass(OBJECTIVES[model.config.objective], LogisticObjective) or model.weights is not None:
         shapes |= {"weights": (clusters, dim), "bias": (clusters,)}
     for name, shape in shapes.items():
         tensor = getattr(model, name)
@@ -288,5 +292,7 @@ def _check_shapes(model: Model, place: Path) -> None:
         given = model.features(torch.zeros(1, model.input_dim))
         if given.shape != (1, dim):
             raise ModelError(f"{place}: features of shape {tuple(given.shape)} of a row; expected (1, {dim})")
-    if not 0 <= model.temperature < math.inf or (model.temperature == 0 and not model.hard):
+    if not 0 <= model.temperature < math.inf or (
+        model.temperature == 0 and not OBJECTIVES[model.config.objective].hard
+    ):
         raise ModelError(f"{place}: temperature {model.temperature}")

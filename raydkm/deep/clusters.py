@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raydkm.config import AS_THEY_ARE, FeatureConfig, FitConfig
 from raydkm.data.source import RowSource
@@ -91,10 +91,8 @@ class Clusterer:
     device: torch.device
     tiers: Tiers
 
-    def encoded(self, features: Features) -> tuple[Features, RowSource]:
-        """The features of this worker's rows, and with the maps after the encoder, which are fitted to what it gives.
-
-        Each canonical batch is computed by one thread.
+    def encoded(self, features: Features) -> RowSource:
+        """The features of this worker's rows, each canonical batch computed by one thread.
 
         Raises
         ------
@@ -112,24 +110,34 @@ class Clusterer:
             return z
 
         made: list[RowSource] = []
-        threads = self.threads if self.device.type == "cpu" else 1
-        with thread_pool(threads) as pool:
+        with self._pool() as pool:
             gathered(self.comm, lambda: made.append(self.rows.mapped(encode, self.tiers, pool.map)))
-            [source] = made
-            if not self.made.feature_stages:
-                return features, source
-            passes = Passes(source, self.comm, self.device, threads, pool.map)
-            maps, mapped = fit_maps(self.made.feature_stages, passes, self.config, self.tiers)
-        stages = tuple(map(str, self.made.feature_stages))
-        return replace(features, after_stages=stages, after=maps), cast(RowSource, mapped.source)
+        return made[0]
 
-    def smoothed(self, encoded: RowSource) -> tuple[RowSource, Graph | None]:
-        """Features averaged over their nearest neighbours, if that is asked for, and the graph of these."""
+    def prepared(self, encoded: RowSource) -> tuple[RowSource, Graph | None]:
+        """Features as they are clustered in a fit: mapped and averaged over neighbours; and the graph of these."""
+        mapped = self.mapped(encoded)
         if not self.made.hops and not self.made.agreement:
-            return encoded, None
-        graph, z = self.graph(encoded, self.made.neighbours), self._normal(encoded)
+            return mapped, None
+        graph, z = self.graph(mapped, self.made.neighbours), self._normal(mapped)
         with torch_threads(self.threads):
-            return encoded.with_rows(smoothed(z, graph, self.made.hops, self.comm)), graph
+            return mapped.with_rows(smoothed(z, graph, self.made.hops, self.comm)), graph
+
+    def mapped(self, encoded: RowSource) -> RowSource:
+        """Features after the maps that follow an encoder, which are fitted to them."""
+        if not self.made.feature_stages:
+            return encoded
+        with self._pool() as pool:
+            passes = Passes(encoded, self.comm, self.device, self._pool_threads, pool.map)
+            _, mapped = fit_maps(self.made.feature_stages, passes, self.config, self.tiers)
+        return cast(RowSource, mapped.source)
+
+    @property
+    def _pool_threads(self) -> int:
+        return self.threads if self.device.type == "cpu" else 1
+
+    def _pool(self) -> Any:
+        return thread_pool(self._pool_threads)
 
     def graph(self, encoded: RowSource, count: int) -> Graph:
         """The `count` nearest neighbours of each row by its features."""
@@ -155,14 +163,44 @@ class Clusterer:
     ) -> Fitted:
         """The model's clusters: of features as a row alone gives them, for no other rows are there when it is used.
 
-        Where clusters are of features averaged over neighbours, prototypes are the means of their rows' own features.
+        Where clusters are of features that were mapped or averaged, prototypes are the means of their rows' own ones.
         """
-        if not self.made.hops:
+        if not self.made.hops and not self.made.feature_stages:
             return self._fit(encoded, config, start, labels, report)
-        found = self.clustered(self.smoothed(encoded)[0], config, start)
-        means = means_of(encoded, found.labels, config, self.comm)
-        fitted = self._fit(encoded, config.model_copy(update=AT_ONCE), means, labels, report)
-        return replace(fitted, facts=fitted.facts | {"smoothed": found.summary()})
+        found = self.clustered(self.prepared(encoded)[0], config, start)
+        fitted = self.settled(encoded, config, found.labels, labels, report)
+        return replace(fitted, facts=fitted.facts | {"clustered": found.summary()})
+
+    def settled(
+        self, encoded: RowSource, config: FitConfig, of: Tensor, labels: Tensor | None, report: Reporter
+    ) -> Fitted:
+        """The fit that a step comes to from the means of clusters of this worker's rows (n,)."""
+        means = means_of(encoded, of, config, self.comm)
+        return self._fit(encoded, config.model_copy(update=AT_ONCE), means, labels, report)
+
+    def by_head(
+        self, encoded: RowSource, config: FitConfig, head: nn.Linear, labels: Tensor | None, report: Reporter
+    ) -> Fitted:
+        """The model's clusters where a linear head assigns rows: prototypes are the means of their features."""
+        frame = Frame.identity(self.config.metric, head.in_features)
+        theta, b = head.weight.detach().cpu(), head.bias.detach().cpu()
+        best = torch.empty(encoded.held, dtype=torch.int64)
+        for batch in encoded.batches():
+            best[batch.first : batch.first + len(batch)] = torch.addmm(b, frame(batch.rows).cpu(), theta.T).argmax(1)
+        fitted = self.settled(encoded, config, best, None, report)
+        frame = frame.centred_at(fitted.shift)
+        b = (b.double() + theta.double() @ fitted.shift).float()  # in the coordinates of the frame
+        counts, inertia = torch.zeros(len(b), dtype=torch.float64), 0.0
+        for batch in encoded.batches():
+            z = frame(batch.rows).cpu()
+            own = torch.addmm(b, z, theta.T).argmax(1)
+            counts += torch.bincount(own, minlength=len(b))
+            inertia += float((z - fitted.means[own].float()).double().square().sum())
+            if labels is not None:
+                labels[batch.first : batch.first + len(batch)] = own
+        parts = self.comm.all_gather((counts, inertia))
+        total = torch.stack([count for count, _ in parts]).sum(0)
+        return replace(fitted, counts=total, inertia=sum(part for _, part in parts), head=(theta, b))
 
     def _fit(
         self,

@@ -70,10 +70,13 @@ def fit_features(
         training.run([given] + [None] * (len(training.heads) - 1))
         seconds["training"] = time.perf_counter() - began - seconds["maps"]
         features, head = training.features, training.heads[training.best]
-        features, encoded = clusterer.encoded(features)
-        if training.clusterings:
-            given = means_of(encoded, training.clusterings[training.best].labels, head, comm)
-        fitted = clusterer.finished(encoded, head, given, labels, report)
+        encoded, linear = clusterer.encoded(features), training.head()
+        if linear is not None:  # it has learned more than the clusters that it was trained with
+            fitted = clusterer.by_head(encoded, head, linear, labels, report)
+        else:
+            if training.clusterings:
+                given = means_of(encoded, training.clusterings[training.best].labels, head, comm)
+            fitted = clusterer.finished(encoded, head, given, labels, report)
         features, facts = features.to(torch.device("cpu")), {"training": training.history}
     elif made.hops:
         fitted = clusterer.finished(cast(RowSource, mapped.source), config, given, labels, report)

@@ -6,6 +6,8 @@ of its heads.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +23,9 @@ View = Callable[[Tensor, Draws], Tensor]
 
 #: Width of the layers between features and what InfoNCE compares, and of the latter.
 HIDDEN, PROJECTED = 256, 128
+
+#: Of logits of features of unit length, at first.
+SCALE = 16.0
 
 
 @dataclass(frozen=True)
@@ -117,18 +122,40 @@ def reconstruction(part: Part, made: Tensor) -> Tensor:
 class CrossEntropy(Loss):
     """Cross-entropy of targets and the posteriors of linear heads for a view of the row, averaged over the heads.
 
+    Of features of unit length logits are scaled, by a number that is learned too.
+
     With the targets fixed, it is what of the discriminative losses (mi, kl, sinkhorn) depends on the model.
     """
 
-    def __init__(self, encoder: nn.Module, dim: int, clusters: list[int], view: View, smoothing: float = 0.0):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        dim: int,
+        clusters: list[int],
+        view: View,
+        *,
+        unit: bool = False,
+        smoothing: float = 0.0,
+    ):
         super().__init__()
-        self._smoothing = smoothing
+        self._unit, self._smoothing = unit, smoothing
+        self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE))) if unit else None
         self.encoder = encoder
         self.heads = nn.ModuleList(nn.Linear(dim, count) for count in clusters)
-        self._view = view
+        self.view = view
+
+    def head(self, number: int) -> nn.Linear:
+        """A head, with the scale, of features as they are clustered."""
+        found = copy.deepcopy(self.heads[number])
+        assert isinstance(found, nn.Linear)
+        if self.log_scale is not None:
+            found.weight.data *= self.log_scale.exp()
+        return found
 
     def losses(self, part: Part) -> Tensor:
-        features = self.encoder(self._view(part.x, part.draws(0)))
+        features = self.encoder(self.view(part.x, part.draws(0)))
+        if self.log_scale is not None:
+            features = functional.normalize(features.float(), dim=1) * self.log_scale.exp()
         losses = [
             functional.cross_entropy(head(features).float(), target, reduction="sum", label_smoothing=self._smoothing)
             for head, target in zip(self.heads, part.targets, strict=True)

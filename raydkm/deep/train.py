@@ -38,6 +38,8 @@ class Stage:
     epochs : int
     steps : int
         Steps of an epoch.
+    highest : float
+        Of the learning rate, as a part of the configured one.
     step : int
         Steps done.
     total : Tensor (heads,) of float64
@@ -49,6 +51,7 @@ class Stage:
     epochs: int
     steps: int
     config: FeatureConfig
+    highest: float = 1.0
     step: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
 
@@ -64,11 +67,11 @@ class Stage:
 
     def rate(self) -> float:
         """The learning rate of the next step: it rises, then falls to zero along half a cosine."""
-        total = self.epochs * self.steps
+        highest, total = self.highest * self.config.learning_rate, self.epochs * self.steps
         rise = max(1.0, RISE * total)
         if self.step < rise:
-            return self.config.learning_rate * (self.step + 1) / (rise + 1)
-        return self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * (self.step - rise) / max(1.0, total - rise)))
+            return highest * (self.step + 1) / (rise + 1)
+        return highest * 0.5 * (1 + math.cos(math.pi * (self.step - rise) / max(1.0, total - rise)))
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, and what the optimiser remembers of each; on the CPU."""

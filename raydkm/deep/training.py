@@ -102,7 +102,10 @@ class Training:
         if name.startswith("round"):
             starts, targets = self._clustered(name, starts if saved is None else saved.starts, again=saved is not None)
         shuffle = Shuffle(self._total, self._start, self._start + of.rows.held, of.made.batch, seed)
-        stage = Stage(name, loss.to(of.device), epochs, shuffle.steps, of.made)
+        last = name == f"round {of.made.rounds}" and of.made.last_strength is not None
+        if last and isinstance(loss, CrossEntropy):
+            loss.view = self._view(of.made.last_strength)
+        stage = Stage(name, loss.to(of.device), epochs, shuffle.steps, of.made, highest=0.5 if last else 1.0)
         if saved is not None:
             stage.restore(saved.tensors, saved.step)
 
@@ -119,14 +122,18 @@ class Training:
         )
         save(now=True)
 
+    def head(self) -> nn.Linear | None:
+        """The best head, where there is one."""
+        loss = self._losses.get("round")
+        return loss.head(self.best) if isinstance(loss, CrossEntropy) else None
+
     def _clustered(self, name: str, starts: list[Tensor | None], *, again: bool) -> tuple[list[Tensor | None], Any]:
         """Cluster the features so far for each head; return where that began, and the targets of rows at positions."""
         of = self._of
-        _, encoded = of.encoded(self.features)
+        rows, graph = of.prepared(of.encoded(self.features))
         if self.clusterings and not again:  # clusters keep their numbers, which the heads have learned
             pairs = zip(self.clusterings, self.heads, strict=True)
-            starts = [means_of(encoded, found.labels, head, of.comm) for found, head in pairs]
-        rows, graph = of.smoothed(encoded)
+            starts = [means_of(rows, found.labels, head, of.comm) for found, head in pairs]
         starts = [
             seeded(rows, self._start, of.comm, head, threads=of.threads) if start is None else start
             for head, start in zip(self.heads, starts, strict=True)
@@ -174,8 +181,7 @@ class Training:
     def _partners(self) -> Partners:
         """Neighbours by their features so far."""
         of = self._of
-        _, encoded = of.encoded(self.features)
-        graph = of.graph(encoded, of.made.positives)
+        graph = of.graph(of.mapped(of.encoded(self.features)), of.made.positives)
         return Partners(of.rows, graph.ids, self._start, of.comm)
 
     def _keep(self, done: Trained) -> None:
@@ -193,14 +199,14 @@ class Training:
             for sign in _collapse(entry):
                 logger.warning("%s: %s", entry["stage"], sign)
 
-    def _view(self) -> View:
+    def _view(self, strength: float | None = None) -> View:
         """The views that the configuration asks for; noise of vectors is measured by the columns' deviations."""
         made = self._of.made
         kind, given = VIEWS[made.kind], arguments_of(made.view_args)
         known = {field.name for field in fields(kind)} - {"scale"}
         if unknown := sorted(set(given) - known):
             raise ConfigError(f"view_args: {made.kind} views have no {unknown[0]!r}, but {', '.join(sorted(known))}")
-        given = {"strength": made.strength} | given
+        given = {"strength": made.strength if strength is None else strength} | given
         return kind(**given) if kind is not VectorView else VectorView(scale=self._deviations(), **given)
 
     def _deviations(self) -> Tensor:
@@ -227,7 +233,8 @@ class Training:
             modules["round"] = SRKMeans(encoder, decoder, made.reconstruction)
         elif made.rounds:
             clusters = [head.clusters for head in self.heads]
-            modules["round"] = CrossEntropy(encoder, dim, clusters, view, made.label_smoothing)
+            unit = self._of.config.metric == "cosine"
+            modules["round"] = CrossEntropy(encoder, dim, clusters, view, unit=unit, smoothing=made.label_smoothing)
         return modules
 
 

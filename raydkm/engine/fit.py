@@ -66,6 +66,7 @@ class Fitted:
     facts: dict[str, Any]  # rows, weight, fingerprint, seeding: what a person wants to know of the run
     seconds: dict[str, float] = field(default_factory=dict)
     features: Features | None = None  # what was clustered in place of the rows
+    head: tuple[Tensor, Tensor] | None = None  # theta (K, d) and b (K,) by which rows are assigned, in the frame
 
 
 def fit_rows(

@@ -18,12 +18,14 @@ def model_of(fitted: Fitted, config: FitConfig, made: FeatureConfig) -> Model:
     """What a fit of `config` to features `made` of the rows has found, as an artefact."""
     state = fitted.state
     logistic = issubclass(OBJECTIVES[config.objective], LogisticObjective)
+    own = (state.prototypes.float(), state.bias.float()) if logistic else (None, None)
+    weights, bias = own if fitted.head is None else fitted.head
     return Model(
         config=config,
         temperature=fitted.temperature,
         prototypes=(fitted.means if logistic else state.prototypes).float(),
-        weights=state.prototypes.float() if logistic else None,
-        bias=state.bias.float() if logistic else None,
+        weights=weights,
+        bias=bias,
         shift=fitted.shift,
         log_s=state.log_s,
         counts=fitted.counts,

@@ -20,7 +20,7 @@ INPUTS_AT_ONCE = 2**20
 
 @dataclass(frozen=True)
 class Features:
-    """Maps, then an encoder, then maps of what it gives.
+    """Maps, then an encoder.
 
     Parameters
     ----------
@@ -33,8 +33,6 @@ class Features:
     maps : tuple of Map
     encoder : Encoder, optional
         In evaluation mode, of inputs (n, *input_shape).
-    after_stages : tuple of str
-    after : tuple of Map
     """
 
     input_dim: int
@@ -42,20 +40,14 @@ class Features:
     stages: tuple[str, ...] = ()
     maps: tuple[Map, ...] = ()
     encoder: Encoder | None = None
-    after_stages: tuple[str, ...] = ()
-    after: tuple[Map, ...] = ()
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Features (n, dim) of float32 of rows (n, input_dim) of any numeric dtype."""
-        z = self.mapped(rows) if self.encoder is None else self._encoded(rows, self.encoder)
-        for each in self.after:
-            z = each(z)
-        return z
-
-    def _encoded(self, rows: Tensor, encoder: Encoder) -> Tensor:
+        if self.encoder is None:
+            return self.mapped(rows)
         at_once = max(1, INPUTS_AT_ONCE // self.input_dim)
         with torch.no_grad():
-            return torch.cat([encoder(self.inputs(part)) for part in rows.split(at_once)])
+            return torch.cat([self.encoder(self.inputs(part)) for part in rows.split(at_once)])
 
     def mapped(self, rows: Tensor) -> Tensor:
         """Rows (n, input_dim) after the maps, of float32."""
@@ -88,12 +80,10 @@ class Features:
             "shape": self.shape,
             "maps": list(self.stages),
             "encoder": None if self.encoder is None else self.encoder.description,
-            "after": list(self.after_stages),
         }
 
     def map_tensors(self) -> dict[str, Tensor]:
-        both = enumerate(self.maps + self.after)
-        return {f"{number}.{name}": tensor for number, each in both for name, tensor in each.tensors().items()}
+        return {f"{i}.{name}": t for i, each in enumerate(self.maps) for name, t in each.tensors().items()}
 
     def encoder_tensors(self) -> dict[str, Tensor]:
         return {} if self.encoder is None else self.encoder.weights()
@@ -112,7 +102,7 @@ def features_of(
     ModelError
         If a tensor is missing, of another shape or not finite; or if the user's own function is needed and not given.
     """
-    before, stages = len(described["maps"]), [*described["maps"], *described["after"]]
+    stages = described["maps"]
     parts: list[dict[str, Tensor]] = [{} for _ in stages]
     for name, tensor in maps.items():
         number, _, rest = name.partition(".")
@@ -121,19 +111,14 @@ def features_of(
         parts[int(number)][rest] = tensor
     made = tuple(map_of(stage, tensors) for stage, tensors in zip(stages, parts, strict=True))
     net, shape, dim = described["encoder"], described["shape"], int(described["input_dim"])
-    network = None if net is None else rebuild(net, encoder, own)
-    for place, each in enumerate(made):
-        if place == before and network is not None:
-            dim = network.dim
+    for stage, each in zip(stages, made, strict=True):
         if each.input_dim != dim:
-            raise ModelError(f"map {stages[place]} takes {each.input_dim} dimensions, there are {dim}")
+            raise ModelError(f"map {stage} takes {each.input_dim} dimensions, there are {dim}")
         dim = each.dim
     return Features(
         int(described["input_dim"]),
         None if shape is None else tuple(int(length) for length in shape),
-        tuple(stages[:before]),
-        made[:before],
-        network,
-        tuple(stages[before:]),
-        made[before:],
+        tuple(stages),
+        made,
+        None if net is None else rebuild(net, encoder, own),
     )

@@ -73,7 +73,7 @@ def model(files: Path, tmp_path_factory: pytest.TempPathFactory) -> raydkm.Model
 def test_the_artefact_assigns_raw_rows_as_the_fit_did(model: raydkm.Model, files: Path, tmp_path: Path) -> None:
     report = raydkm.assign(model, files, out=tmp_path / "out")
     assert report["counts"] == model.counts.tolist()
-    assert (model.input_dim, model.dim, model.shape) == (64, 24, (1, 8, 8))
+    assert (model.input_dim, model.dim, model.shape) == (64, 32, (1, 8, 8))
 
 
 def test_the_record_tells_of_every_epoch_and_clustering(model: raydkm.Model) -> None:
