@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from raydkm.data.images import decode, image_shape
 from raydkm.errors import InputError
 
 #: Beyond this a float32 square overflows.
@@ -23,8 +25,10 @@ class Columns:
     Parameters
     ----------
     features : tuple of str
-        One list-like column, or several scalar ones that make one vector.
+        One column of lists, nested lists, tensors or encoded images, or several scalar ones that make one vector.
     weight : str or None
+    shape : tuple of int or None
+        Of a row, channels first, which has as many numbers; where there is none, rows are plain vectors.
     """
 
     features: tuple[str, ...]
@@ -56,35 +60,60 @@ class Columns:
                 raise InputError(f"{where}: no column '{name}'; there are: {', '.join(schema.names)}")
         if self.weight is not None and not _is_number(schema.field(self.weight).type):
             raise InputError(f"{where}: weight column '{self.weight}' is {schema.field(self.weight).type}, not numeric")
-        types = [schema.field(name).type for name in self.features]
-        if len(types) == 1 and (inner := _list_of(types[0])) is not None:
+        sizes = self._sizes([schema.field(name).type for name in self.features], where)
+        if self.shape is None:
+            return None if sizes is None else prod(sizes)
+        if sizes is not None and not _fits(sizes, self.shape):
+            raise InputError(f"{where}: column '{self.label}': {_misfit(sizes, self.shape)}")
+        return prod(self.shape)
+
+    def _sizes(self, kinds: list[pa.DataType], where: str) -> Sequence[int] | None:
+        """Lengths of a row's axes, as its columns hold it, if their types fix them."""
+        place = f"{where}: column '{self.label}'"
+        if len(kinds) == 1 and _is_encoded(kinds[0]):
+            return image_shape(self.shape, f"{place} is {kinds[0]}")
+        if len(kinds) == 1 and _list_of(kinds[0]) is not None:
+            inner, sizes = _nested(kinds[0])
             if not _is_feature(inner):
-                raise InputError(f"{where}: column '{self.label}' holds {inner}; features are floats or 8-bit integers")
-            return _width(types[0])
-        for name, kind in zip(self.features, types, strict=True):
+                raise InputError(f"{place} holds {inner}; features are floats or 8-bit integers")
+            if self.shape is None and inner != _list_of(kinds[0]):
+                raise InputError(f"{place} is {kinds[0]}; lists in lists need a shape (--shape 3x64x64)")
+            return sizes
+        for name, kind in zip(self.features, kinds, strict=True):
             if not _is_number(kind):
                 raise InputError(
                     f"{where}: column '{name}' is {kind}; expected a list of numbers, or numeric columns as a,b,c"
                 )
-        return len(types)
+        return (len(kinds),)
+
+    def encoded(self, schema: pa.Schema) -> bool:
+        """Whether the features of a `schema` that was checked are encoded images."""
+        return len(self.features) == 1 and _is_encoded(schema.field(self.label).type)
 
     def dtype(self, schema: pa.Schema) -> np.dtype:
         """The dtype in which `extract` returns the features of a `schema` that was checked."""
         kinds = [schema.field(name).type for name in self.features]
         return np.result_type(*(_numpy_dtype(kind) for kind in kinds))
 
-    def extract(self, table: pa.Table | pa.RecordBatch, where: str, first: int, *, unit: bool) -> Block:
+    def extract(
+        self, table: pa.Table | pa.RecordBatch, where: str, first: int, *, unit: bool, pixels: int | None = None
+    ) -> Block:
         """Rows (n, d) and weights of `table`, whose first row is row number `first` of `where`.
+
+        Encoded images are decoded, if they have no more than so many `pixels` together.
 
         Raises
         ------
         InputError
-            On nulls, ragged vectors, NaN, infinities, overflowing values, bad weights and, with `unit`, zero
-            vectors; the message names the place, the row and the column.
+            On nulls, ragged vectors, NaN, infinities, overflowing values, damaged images, bad weights and, with `unit`,
+            zero vectors; the message names the place, the row and the column.
         """
         place = _Place(where, first, self.label)
-        if len(self.features) == 1 and _list_of(table.schema.field(self.label).type) is not None:
-            rows = _matrix(_one(table[self.label]), place)
+        if self.encoded(table.schema):
+            shape = image_shape(self.shape, f"{where}: column '{self.label}'")
+            rows = decode(_encoded(table[self.label], place), shape, place.row, pixels)
+        elif len(self.features) == 1 and _list_of(table.schema.field(self.label).type) is not None:
+            rows = _matrix(_one(table[self.label]), place, self.shape)
         else:
             names = [_scalars(_one(table[name]), _Place(where, first, name)) for name in self.features]
             rows = np.stack(names, axis=1)
@@ -102,6 +131,20 @@ class Block:
 
     rows: NDArray
     weight: NDArray[np.float64] | None
+
+
+def decode_blocks(table: pa.Table, columns: Columns) -> pa.Table:
+    """A block of a data set with its encoded images decoded, if it has any; for ``Dataset.map_batches``.
+
+    Their column is then of ``fixed_size_list<uint8>[C·H·W]``. All other columns are kept.
+    """
+    where = "a block of the data set"
+    columns.check(table.schema, where)
+    if not columns.encoded(table.schema):
+        return table
+    rows = columns.extract(table, where, 0, unit=False).rows
+    pixels = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+    return table.set_column(table.schema.get_field_index(columns.label), columns.label, pixels)
 
 
 @dataclass(frozen=True)
@@ -159,22 +202,36 @@ def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     return column.storage if isinstance(column, pa.ExtensionArray) else column
 
 
-def _matrix(column: pa.Array, place: _Place) -> NDArray:
+def _matrix(column: pa.Array, place: _Place, shape: tuple[int, ...] | None) -> NDArray:
     _refuse_null(column, place)
-    width = _width(column.type)
-    if width is None:
-        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
-        width = int(lengths[0]) if len(lengths) else 0
-        if (lengths != width).any():
-            bad = int((lengths != width).argmax())
-            raise InputError(f"{place.row(bad)}: {lengths[bad]} numbers where the rows before have {width}")
-    values = column.flatten()
-    if values.null_count:
-        bad = int(values.is_null().to_numpy(zero_copy_only=False).argmax()) // max(width, 1)
-        raise InputError(f"{place.row(bad)}: a null inside the vector")
-    if width == 0 and len(column):
-        raise InputError(f"{place.row(0)}: an empty vector")
-    return values.to_numpy(zero_copy_only=False).reshape(len(column), width)
+    values, sizes = column, list[int]()
+    while _list_of(values.type) is not None:
+        each = prod(sizes)  # lists of `values` in a row
+        width = _width(values.type)
+        if width is None:
+            lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
+            width = int(lengths[0]) if len(lengths) else 0
+            if (lengths != width).any():
+                bad = int((lengths != width).argmax())
+                raise InputError(f"{place.row(bad // each)}: {lengths[bad]} numbers where the rows before have {width}")
+        if width == 0 and len(values):
+            raise InputError(f"{place.row(0)}: an empty vector")
+        sizes.append(width)
+        values = values.flatten()
+        if values.null_count:
+            bad = int(values.is_null().to_numpy(zero_copy_only=False).argmax()) // prod(sizes)
+            raise InputError(f"{place.row(bad)}: a null inside the vector")
+    if shape is not None and len(column) and not _fits(sizes, shape):
+        raise InputError(f"{place.row(0)}: {_misfit(sizes, shape)}")
+    dim = prod(sizes if shape is None else shape)
+    return values.to_numpy(zero_copy_only=False).reshape(len(column), dim)
+
+
+def _encoded(column: pa.Array | pa.ChunkedArray, place: _Place) -> list[bytes]:
+    if pa.types.is_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    _refuse_null(column, place)
+    return column.to_pylist()
 
 
 def _scalars(column: pa.Array, place: _Place) -> NDArray:
@@ -183,9 +240,9 @@ def _scalars(column: pa.Array, place: _Place) -> NDArray:
     return column.cast(kind, safe=False).to_numpy(zero_copy_only=False)  # integers beyond 2^53 are rounded
 
 
-def _refuse_null(column: pa.Array, place: _Place) -> None:
+def _refuse_null(column: pa.Array | pa.ChunkedArray, place: _Place) -> None:
     if column.null_count:
-        bad = int(column.is_null().to_numpy(zero_copy_only=False).argmax())
+        bad = int(np.argmax(column.is_null()))
         raise InputError(f"{place.row(bad)}: null; remove or impute such rows first")
 
 
@@ -204,9 +261,42 @@ def _width(kind: pa.DataType) -> int | None:
     return kind.list_size if pa.types.is_fixed_size_list(kind) else None
 
 
+def _nested(kind: pa.DataType) -> tuple[pa.DataType, Sequence[int] | None]:
+    """What a list-like type holds in the end, and the length of each of its axes, or None where it leaves one open."""
+    sizes: list[int | None] = []
+    inner = kind
+    while (held := _list_of(inner)) is not None:
+        sizes.append(_width(inner))
+        inner = held
+    known = [size for size in sizes if size is not None]
+    return inner, getattr(kind, "shape", known if len(known) == len(sizes) else None)  # tensors tell their shape
+
+
+def _fits(sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether axes of these lengths hold rows of `shape`, all in one axis or each in its own, but for those of 1."""
+    axes = [size for size in sizes if size != 1]
+    return axes == [size for size in shape if size != 1] or (len(axes) <= 1 and prod(axes) == prod(shape))
+
+
+def _misfit(sizes: Sequence[int], shape: Sequence[int]) -> str:
+    return (
+        f"{'x'.join(map(str, sizes))} numbers in a row where the shape {'x'.join(map(str, shape))}, channels first, "
+        f"has {prod(shape)}"
+    )
+
+
+def _is_encoded(kind: pa.DataType) -> bool:
+    """Whether bytes, or a struct with a field of that name that holds bytes, as Hugging Face's data sets have it."""
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def _numpy_dtype(kind: pa.DataType) -> np.dtype:
-    if (inner := _list_of(kind)) is not None:
-        return np.dtype(inner.to_pandas_dtype())
+    if _is_encoded(kind):
+        return np.dtype(np.uint8)
+    if _list_of(kind) is not None:
+        return np.dtype(_nested(kind)[0].to_pandas_dtype())
     return np.dtype(np.float32 if kind in (pa.float16(), pa.float32()) else np.float64)
 
 

@@ -22,8 +22,10 @@ from raydkm.data.tiers import size_of
 from raydkm.errors import InputError
 from raydkm.ops.batch import BATCH_ROWS
 
-#: Rows decoded at a time.
+#: Rows decoded at a time: at most so many, of so many bytes, and of encoded images, whose size no schema tells, fewer.
 READ_ROWS = 16_384
+READ_BYTES = 2**27
+READ_IMAGES = 512
 
 
 #: What tells a file from one that has replaced it: bytes, and nanoseconds of its last change.
@@ -54,9 +56,15 @@ def _opened(name: str, stamp: Stamp | None = None) -> Iterator[pq.ParquetFile]:
 
 
 def scan_file(
-    name: str, columns: list[str], start: int = 0, stop: int | None = None, *, stamp: Stamp | None = None
+    name: str,
+    columns: list[str],
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    stamp: Stamp | None = None,
+    at_once: int = READ_ROWS,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield rows [start, stop) of a file, decoding only the row groups that hold them.
+    """Yield rows [start, stop) of a file, up to `at_once` at a time, decoding only the row groups that hold them.
 
     `stamp`, if given, is the one that the file must still have. After a read that failed it goes on where it was, up to
     `raydkm.data.storage.ATTEMPTS` times in one place.
@@ -64,7 +72,7 @@ def scan_file(
     failures = 0
     while True:
         try:
-            for batch in _scan(name, columns, start, stop, stamp):
+            for batch in _scan(name, columns, start, stop, stamp, at_once):
                 yield batch
                 start += len(batch)
                 failures = 0
@@ -74,7 +82,9 @@ def scan_file(
             wait_to_retry(f"{name}: row {start}", failures, error)
 
 
-def _scan(name: str, columns: list[str], start: int, stop: int | None, stamp: Stamp | None) -> Iterator[pa.RecordBatch]:
+def _scan(
+    name: str, columns: list[str], start: int, stop: int | None, stamp: Stamp | None, at_once: int
+) -> Iterator[pa.RecordBatch]:
     with _opened(name, stamp) as file:
         sizes = _group_sizes(file)
         ends = np.cumsum(sizes)
@@ -82,7 +92,7 @@ def _scan(name: str, columns: list[str], start: int, stop: int | None, stamp: St
         groups = [g for g, (end, size) in enumerate(zip(ends, sizes, strict=True)) if end - size < stop and end > start]
         first = int(ends[groups[0]]) - sizes[groups[0]] if groups else 0
         for some in [groups] if is_local(name) else [[group] for group in groups]:
-            for batch in file.iter_batches(READ_ROWS, row_groups=some, columns=columns, use_threads=True):
+            for batch in file.iter_batches(at_once, row_groups=some, columns=columns, use_threads=True):
                 keep_from, keep_to = max(start - first, 0), min(stop - first, len(batch))
                 if keep_from < keep_to:
                     yield batch.slice(keep_from, keep_to - keep_from)
@@ -138,7 +148,7 @@ class ParquetTable:
     ) -> ParquetTable:
         """Read every footer and refuse what can be refused without reading rows (but one, where no schema has the dim).
 
-        `dim`, if given, is the dimension that the vectors must have.
+        `dim`, if given, is the dimension that the vectors must have, and `shape` the shape of a row (see `Columns`).
         """
         files = find_files(data)
         with ThreadPoolExecutor(min(16, len(files))) as pool:
@@ -175,13 +185,22 @@ class ParquetTable:
         return sha256(repr((self.files, self.stamps, self.groups, self.columns)).encode()).hexdigest()
 
     @cached_property
+    def rows_at_once(self) -> int:
+        """Rows that `read` yields in a block, at most."""
+        most = READ_IMAGES if any(map(self.columns.encoded, self.schemas)) else READ_ROWS
+        return max(1, min(most, READ_BYTES // max(1, self._bytes_a_row)))
+
+    @property
+    def _bytes_a_row(self) -> int:
+        return size_of(1, self.dim, self.dtype, weighted=self.columns.weight is not None)
+
+    @cached_property
     def bytes_a_reader(self) -> int:
         """Bytes that a thread takes which reads: a few blocks; of an object store also a row group."""
-        row = size_of(1, self.dim, self.dtype, weighted=self.columns.weight is not None)
         remote = (
             max(groups, default=0) for name, groups in zip(self.files, self.groups, strict=True) if not is_local(name)
         )
-        return row * (3 * READ_ROWS + max(remote, default=0))
+        return self._bytes_a_row * (3 * self.rows_at_once + max(remote, default=0))
 
     def cuts(self, start: int, stop: int, parts: int) -> list[int]:
         """Row numbers from `start` to `stop` that make up to `parts` ranges to read at the same time.
@@ -226,7 +245,7 @@ class ParquetTable:
             row = low
             if low >= high:
                 continue
-            for batch in scan_file(name, self.columns.needed, low, high, stamp=stamp):
+            for batch in scan_file(name, self.columns.needed, low, high, stamp=stamp, at_once=self.rows_at_once):
                 block = self.columns.extract(batch, name, row, unit=self.unit)
                 dim = dim or block.rows.shape[1]
                 if block.rows.shape[1] != dim:

@@ -1,4 +1,4 @@
-"""Bodies to matrices: JSON, an Arrow IPC stream or .npy, with everything unusable refused by its reason."""
+"""Bodies to matrices: JSON, Arrow IPC streams, .npy and images, with everything unusable refused by its reason."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from raydkm.data.columns import Columns, check_rows
+from raydkm.data.images import decode as decode_images
+from raydkm.data.images import image_shape
 from raydkm.errors import InputError
 from raydkm.model import Model
 from raydkm.serve.errors import RefusalError
 from raydkm.serve.schemas import ARROW, JSON, AssignRequest
 
 _Schema = TypeVar("_Schema", bound=BaseModel)
+
+#: Bodies that are one encoded image.
+IMAGES = ("image/jpeg", "image/png", "image/webp")
+
+#: Pixels that are decoded for one request: a few hundred megabytes in work, and a second.
+REQUEST_PIXELS = 2**25
 
 #: A matrix of these may be assigned; other numbers have no place in a feature vector (see `Columns`).
 _DTYPES = ("float16", "float32", "float64", "int8", "uint8")
@@ -26,23 +34,27 @@ _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.form
 
 
 def decode(body: bytes, kind: str, model: Model, top: int | None, most: int) -> tuple[NDArray, int | None]:
-    """Vectors (n, d) of a JSON, Arrow or .npy body, checked for `model`, and `top`, which JSON has in its body.
+    """Rows (n, d) of a JSON, Arrow, .npy or image body, checked for `model`, and `top`, which JSON has in its body.
+
+    An image is one row; an Arrow stream may have a column of encoded ones.
 
     Raises
     ------
     RefusalError
-        413 for more than `most` vectors, 415 for a compressed body, 400 for one that cannot be read, 422 for vectors
-        that the model cannot take.
+        413 for more than `most` vectors, 415 for a compressed body and for images that the model does not take, 400 for
+        a body that cannot be read, 422 for vectors that the model cannot take and for damaged or too large images.
     """
     try:
         if kind == JSON:
             if top is not None:
                 raise RefusalError(422, "top: of a JSON request it belongs into the body, not into the query")
-            _check_size(body, model.dim, most)
+            _check_size(body, model.input_dim, most)
             asked = parse(AssignRequest, body)
             rows, top = _from_lists(asked.vectors), asked.top
         elif kind == ARROW:
-            rows = _from_arrow(body, model)
+            rows = _from_arrow(body, model, most)
+        elif kind in IMAGES:
+            rows = _from_image(body, kind, model)
         else:
             rows = _from_npy(body)
         _check(rows, model, most)
@@ -81,18 +93,27 @@ def _from_lists(vectors: list[list[float]]) -> NDArray[np.float64]:
     return np.array(vectors, dtype=np.float64).reshape(len(vectors), width)
 
 
-def _from_arrow(body: bytes, model: Model) -> NDArray:
+def _from_arrow(body: bytes, model: Model, most: int) -> NDArray:
     with pa.ipc.open_stream(body) as reader:
         schema = reader.schema
     names = schema.names
-    columns = Columns.named(names[0] if len(names) == 1 else model.config.column, None, names)
+    columns = Columns.named(names[0] if len(names) == 1 else model.config.column, None, names, shape=model.shape)
     columns.check(schema, "the body")
     for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
         _check_message(message)
     with pa.ipc.open_stream(body) as reader:
         table = reader.read_all()
     table.validate(full=True)
-    return columns.extract(table, "the body", 0, unit=False).rows
+    _check_count(len(table), most)
+    return columns.extract(table, "the body", 0, unit=False, pixels=REQUEST_PIXELS).rows
+
+
+def _from_image(body: bytes, kind: str, model: Model) -> NDArray:
+    try:
+        shape = image_shape(model.shape, f"content type {kind}: the model takes no images")
+    except InputError as error:
+        raise RefusalError(415, str(error)) from None
+    return decode_images([body], shape, lambda _: "the body", REQUEST_PIXELS)
 
 
 def _check_message(message: pa.ipc.Message) -> None:
@@ -138,10 +159,14 @@ def _from_npy(body: bytes) -> NDArray:
 
 
 def _check(rows: NDArray, model: Model, most: int) -> None:
-    if not len(rows):
+    _check_count(len(rows), most)
+    if rows.shape[1] != model.input_dim:
+        raise RefusalError(422, f"vectors of {rows.shape[1]} dimensions, the model has {model.input_dim}")
+    check_rows(rows, lambda row: f"vector {row}", unit=model.unit)
+
+
+def _check_count(vectors: int, most: int) -> None:
+    if not vectors:
         raise RefusalError(422, "no vectors")
-    if len(rows) > most:
-        raise RefusalError(413, f"{len(rows)} vectors; a request may have {most}")
-    if rows.shape[1] != model.dim:
-        raise RefusalError(422, f"vectors of {rows.shape[1]} dimensions, the model has {model.dim}")
-    check_rows(rows, lambda row: f"vector {row}", unit=model.config.metric == "cosine")
+    if vectors > most:
+        raise RefusalError(413, f"{vectors} vectors; a request may have {most}")

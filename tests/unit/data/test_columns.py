@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
-from raydkm.data.columns import LARGEST, Columns
+from raydkm.data.columns import LARGEST, Columns, decode_blocks
 from raydkm.errors import InputError
 
 MATRIX = np.arange(12, dtype=np.float32).reshape(6, 2)
@@ -225,3 +227,155 @@ def test_integers_beyond_float64_are_refused_by_row_and_column() -> None:
         extract(table, "a,b")
     with pytest.raises(InputError, match=r"^here: row 1, column 'a': weight 1.15292e\+18"):
         extract(table, "b", weight="a")
+
+
+IMAGES = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
+
+
+def shaped(column: pa.Array | pa.ChunkedArray, shape: tuple[int, ...], first: int = 0) -> NDArray:
+    table = pa.table({"x": column})
+    columns = Columns.named("x", None, ["x"], shape=shape)
+    dim = columns.check(table.schema, "here")
+    rows = columns.extract(table, "here", first, unit=False).rows
+    assert rows.shape == (len(table), dim)
+    assert rows.dtype == columns.dtype(table.schema)
+    return rows
+
+
+def lists(sizes: tuple[int | None, ...], leaf: pa.DataType, large: bool = False) -> pa.DataType:
+    """Lists in lists, each of a fixed length, or (None) of any."""
+    kind = leaf
+    for size in reversed(sizes):
+        kind = pa.large_list(kind) if large else pa.list_(kind, -1 if size is None else size)
+    return kind
+
+
+@pytest.mark.parametrize("leaf", [pa.uint8(), pa.float32()])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda leaf: lists((None, None, None), leaf),
+        lambda leaf: lists((None, None, None), leaf, large=True),
+        lambda leaf: lists((3, 4, 5), leaf),
+        lambda leaf: lists((None, 4, None), leaf),
+    ],
+)
+def test_lists_in_lists_become_rows_channels_first(kind: Callable[[pa.DataType], pa.DataType], leaf) -> None:
+    column = pa.array(IMAGES.tolist(), kind(leaf))
+    expected = IMAGES.reshape(2, 60)
+    np.testing.assert_array_equal(shaped(column, (3, 4, 5)), expected)
+    np.testing.assert_array_equal(shaped(column.slice(1), (3, 4, 5)), expected[1:])
+    np.testing.assert_array_equal(shaped(column.slice(2), (3, 4, 5)), expected[2:])
+    np.testing.assert_array_equal(shaped(pa.chunked_array([column.slice(1), column]), (3, 4, 5)), expected[[1, 0, 1]])
+
+
+@pytest.mark.parametrize("length", [None, 20])
+def test_flat_lists_and_those_without_the_one_channel_are_rows_of_a_shape(length: int | None) -> None:
+    grey = IMAGES[:, 0]
+    rows = grey.reshape(2, 20)
+    np.testing.assert_array_equal(shaped(pa.array(rows.tolist(), lists((length,), pa.uint8())), (1, 4, 5)), rows)
+    inner = (None, None) if length is None else (4, 5)
+    np.testing.assert_array_equal(shaped(pa.array(grey.tolist(), lists(inner, pa.uint8())), (1, 4, 5)), rows)
+    np.testing.assert_array_equal(shaped(pa.array(grey.tolist(), lists(inner, pa.float32())), (4, 5)), rows)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 20), (60,)])
+def test_tensors_of_the_shape_are_rows(shape: tuple[int, ...]) -> None:
+    column = pa.FixedShapeTensorArray.from_numpy_ndarray(IMAGES.reshape(2, *shape))
+    np.testing.assert_array_equal(shaped(column, shape), IMAGES.reshape(2, 60))
+    if len(shape) == 1:
+        np.testing.assert_array_equal(shaped(column, (3, 4, 5)), IMAGES.reshape(2, 60))
+
+
+@pytest.mark.parametrize(
+    ("column", "told"),
+    [
+        (
+            pa.array([[1.0] * 59], pa.list_(pa.float32(), 59)),
+            "here: column 'x': 59 numbers in a row where the shape 3x4x5",
+        ),
+        (
+            pa.array([[1.0] * 61], pa.list_(pa.float32())),
+            "here: row 7, column 'x': 61 numbers in a row where .* has 60",
+        ),
+        (
+            pa.array(IMAGES.transpose(0, 2, 3, 1).tolist(), lists((4, 5, 3), pa.uint8())),
+            "column 'x': 4x5x3 .* 3x4x5, chan",
+        ),
+        (pa.array(IMAGES.transpose(0, 2, 3, 1).tolist(), lists((None,) * 3, pa.uint8())), "row 7, .* 4x5x3 .* 3x4x5"),
+        (pa.FixedShapeTensorArray.from_numpy_ndarray(IMAGES.transpose(0, 2, 3, 1).copy()), "column 'x': 4x5x3 numbers"),
+        (pa.array([[[1] * 20] * 3], lists((3, 20), pa.uint8())), "column 'x': 3x20 numbers"),
+        (pa.array([[[1.0, 2.0], [3.0]]], lists((None, None), pa.float32())), "row 7, .*: 1 numbers where .* have 2"),
+        (pa.array([[[1, 2]], [[1, None]]], lists((None, None), pa.uint8())), "row 8, .*: a null inside the vector"),
+        (pa.array([[[1, 2]], [None]], lists((None, 2), pa.uint8())), "row 8, .*: a null inside the vector"),
+        (pa.array([[[1, 2]], [[]]], lists((None, None), pa.uint8())), "row 8, .*: 0 numbers where .* have 2"),
+        (pa.array([[[]]], lists((None, None), pa.uint8())), "row 7, .*: an empty vector"),
+        (pa.array([[["a"]]]), "column 'x' holds string"),
+        (pa.array([1.0]), "column 'x': 1 numbers in a row where the shape 3x4x5, channels first, has 60"),
+    ],
+)
+def test_rows_that_are_not_of_the_shape_are_refused_with_both(column: pa.Array, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        shaped(column, (3, 4, 5), first=7)
+
+
+def test_lists_in_lists_without_a_shape_are_refused() -> None:
+    with pytest.raises(InputError, match=r"column 'x' is list<.*lists in lists need a shape \(--shape 3x64x64\)"):
+        extract(pa.table({"x": pa.array(IMAGES.tolist(), lists((None, None, None), pa.uint8()))}))
+
+
+def png(pixels: NDArray) -> bytes:
+    """Pixels (C, H, W) as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+PNGS = [png(image) for image in IMAGES]
+ENCODED = {
+    "binary": pa.array(PNGS, pa.binary()),
+    "large_binary": pa.array(PNGS, pa.large_binary()),
+    "struct": pa.array([{"bytes": value, "path": "a.png"} for value in PNGS]),
+}
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+def test_encoded_images_are_the_rows_of_their_pixels(kind: str) -> None:
+    column, expected = ENCODED[kind], IMAGES.reshape(2, 60)
+    for part in (slice(None), slice(1, None), slice(0, 0)):
+        np.testing.assert_array_equal(shaped(column[part], (3, 4, 5)), expected[part])
+    np.testing.assert_array_equal(shaped(pa.chunked_array([column[1:], column]), (3, 4, 5)), expected[[1, 0, 1]])
+    batch = pa.record_batch({"x": column})
+    rows = Columns(("x",), shape=(3, 4, 5)).extract(batch, "here", 0, unit=False).rows
+    np.testing.assert_array_equal(rows, expected)
+
+
+@pytest.mark.parametrize("kind", ENCODED)
+@pytest.mark.parametrize("shape", [None, (60,), (2, 5, 6)])
+def test_encoded_images_need_a_shape_of_images(kind: str, shape: tuple[int, ...] | None) -> None:
+    schema = pa.schema({"x": ENCODED[kind].type})
+    with pytest.raises(InputError, match=r"here: column 'x' is .*: encoded images need a shape, .*--shape 3x64x64"):
+        Columns(("x",), shape=shape).check(schema, "here")
+
+
+def test_missing_and_damaged_images_are_refused_with_their_row() -> None:
+    for column in (pa.array([*PNGS, None]), pa.array([*({"bytes": v} for v in PNGS), {"bytes": None}])):
+        with pytest.raises(InputError, match=r"^here: row 102, column 'x': null"):
+            shaped(column, (3, 4, 5), first=100)
+    with pytest.raises(InputError, match=r"^here: row 102, column 'x': null"):
+        shaped(pa.array([*({"bytes": value} for value in PNGS), None]), (3, 4, 5), first=100)
+    with pytest.raises(InputError, match=r"^here: row 101, column 'x': not a readable image"):
+        shaped(pa.array([PNGS[0], PNGS[1][:-30]]), (3, 4, 5), first=100)
+
+
+def test_blocks_of_a_data_set_are_decoded_and_keep_their_other_columns() -> None:
+    table = pa.table({"id": [7, 8], "x": ENCODED["struct"], "w": [1.0, 2.0]})
+    columns = Columns(("x",), "w", (3, 4, 5))
+    found = decode_blocks(table, columns)
+    assert found.schema == pa.schema({"id": pa.int64(), "x": pa.list_(pa.uint8(), 60), "w": pa.float64()})
+    assert found.drop(["x"]) == table.drop(["x"])
+    np.testing.assert_array_equal(columns.extract(found, "here", 0, unit=False).rows, IMAGES.reshape(2, 60))
+    assert decode_blocks(found, columns) is found
+    assert decode_blocks(table.slice(0, 0), columns).schema == found.schema
+    with pytest.raises(InputError, match="a block of the data set: row 1, column 'x': null"):
+        decode_blocks(pa.table({"x": [PNGS[0], None], "w": [1.0, 2.0]}), columns)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from raydkm.data.columns import Columns
-from raydkm.data.parquet import READ_ROWS, ParquetTable, scan_file
+from raydkm.data.parquet import READ_BYTES, READ_IMAGES, READ_ROWS, ParquetTable, scan_file
 from raydkm.errors import InputError
 from raydkm.ops.batch import BATCH_ROWS
 
@@ -192,3 +194,64 @@ def test_a_file_that_changes_while_it_is_read_again_is_refused(tmp_path: Path, w
     os.utime(path, ns=(0, table.stamps[0][1] + 1))
     with pytest.raises(InputError, match=r"x\.parquet: the file has changed since this run began"):
         list(table.read())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> tuple[Path, np.ndarray]:
+    """Images of 6 x 5, as PNG in two files and as their pixels in a third directory, and these pixels (n, 30)."""
+    directory = tmp_path_factory.mktemp("pictures")
+    pixels = np.random.default_rng(0).integers(0, 256, (READ_IMAGES + 140, 6, 5), dtype=np.uint8)
+    encoded = []
+    for image in pixels:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        encoded.append(file.getvalue())
+    for name, part in (("a", slice(0, 100)), ("b", slice(100, None))):
+        table = pa.table({"plain": encoded[part], "image": [{"bytes": value, "path": ""} for value in encoded[part]]})
+        (directory / "encoded").mkdir(exist_ok=True)
+        pq.write_table(table, directory / "encoded" / f"{name}.parquet", row_group_size=70)
+    pq.write_table(
+        pa.table({"nested": pixels.tolist()}, schema=pa.schema({"nested": pa.list_(pa.list_(pa.uint8()))})),
+        directory / "pixels.parquet",
+    )
+    return directory, pixels.reshape(len(pixels), 30)
+
+
+@pytest.mark.parametrize(("path", "column"), [("encoded", "plain"), ("encoded", "image"), ("pixels.parquet", "nested")])
+def test_images_in_parquet_are_the_rows_of_their_pixels(pictures, path: str, column: str) -> None:
+    directory, pixels = pictures
+    table = ParquetTable.open(directory / path, column, shape=(1, 6, 5), dim=30)
+    assert (table.dim, table.dtype, table.columns.shape) == (30, np.uint8, (1, 6, 5))
+    np.testing.assert_array_equal(np.concatenate([block.rows for block in table.read()]), pixels)
+    np.testing.assert_array_equal(np.concatenate([block.rows for block in table.read(95, 103)]), pixels[95:103])
+
+
+def test_few_images_and_few_long_rows_are_read_at_a_time(pictures, tmp_path: Path, write) -> None:
+    directory, _ = pictures
+    table = ParquetTable.open(directory / "encoded", "plain", shape=(1, 6, 5))
+    assert [len(block.rows) for block in table.read()] == [100, READ_IMAGES, 40]
+    assert table.rows_at_once == READ_IMAGES
+    wide = write(tmp_path / "x.parquet", x=np.zeros((3, 20_000), np.float32))
+    assert ParquetTable.open(wide, "x").rows_at_once == READ_BYTES // 80_000
+    assert (
+        ParquetTable.open(directory / "encoded", "plain", shape=(3, 1_000, 1_000)).rows_at_once
+        == READ_BYTES // 3_000_000
+    )
+
+
+def test_a_damaged_image_is_named_by_its_row_in_its_own_file(pictures, tmp_path: Path) -> None:
+    directory, _ = pictures
+    column = pq.read_table(directory / "encoded" / "a.parquet")["plain"].to_pylist()
+    column[57] = column[57][:-40]
+    pq.write_table(pa.table({"x": column}), tmp_path / "x.parquet", row_group_size=50)
+    table = ParquetTable.open(tmp_path, "x", shape=(1, 6, 5))
+    with pytest.raises(InputError, match=r"x\.parquet: row 57, column 'x': not a readable image"):
+        list(table.read())
+
+
+def test_rows_that_are_not_of_the_shape_are_refused_from_the_footers(pictures, tmp_path: Path, write) -> None:
+    path = write(tmp_path / "x.parquet", x=np.zeros((3, 29), np.float32))
+    with pytest.raises(InputError, match=r"x\.parquet: column 'x': 29 numbers in a row where the shape 1x6x5.* has 30"):
+        ParquetTable.open(path, "x", shape=(1, 6, 5))
+    with pytest.raises(InputError, match=r"a\.parquet: column 'plain' is binary: encoded images need a shape"):
+        ParquetTable.open(pictures[0] / "encoded", "plain")

@@ -1,18 +1,23 @@
-"""Bodies of Arrow that could be larger than they look, or that no reader expects, for a model with a named column."""
+"""Bodies that could be larger than they look, or that no reader expects, for models of vectors and of images."""
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 import raydkm
 from raydkm.model import Model
-from raydkm.serve.decode import decode
+from raydkm.serve import decode as module
+from raydkm.serve.decode import IMAGES, decode
 from raydkm.serve.errors import RefusalError
-from raydkm.serve.schemas import ARROW, JSON
+from raydkm.serve.schemas import ARROW, JSON, NPY
 
 GOOD = [0.5] * 4
 
@@ -69,3 +74,115 @@ def test_json_as_large_as_a_request_may_be_is_parsed(model: Model) -> None:
     body = f'{{"vectors": [{",".join(["[1, 2, 3, 4]"] * 100)}], "top": 3}}'.encode()
     assert len(decode(body, JSON, model, None, 100)[0]) == 100
     assert refusal(body.replace(b"[[", b"[[1, 2, 3, 4], ["), JSON, model)[0] == 413
+
+
+PIXELS = np.random.default_rng(1).integers(0, 256, (40, 6, 5), dtype=np.uint8)
+
+
+def image(pixels: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+PNGS = [image(pixels) for pixels in PIXELS]
+
+
+@pytest.fixture(scope="module")
+def of_images() -> Model:
+    return raydkm.fit(pa.table({"image": PNGS}), column="image", clusters=3, shape="1x6x5")
+
+
+def test_encoded_images_in_arrow_are_the_rows_of_their_pixels(of_images: Model) -> None:
+    expected = PIXELS.reshape(40, 30)
+    for column in (pa.array(PNGS), pa.array([{"bytes": value, "path": ""} for value in PNGS])):
+        for columns in ({"image": column}, {"any": column}, {"id": pa.array(range(40)), "image": column}):
+            rows, _ = decode(stream(columns), ARROW, of_images, None, 40)
+            np.testing.assert_array_equal(rows, expected)
+    nested = pa.array(PIXELS.tolist(), pa.list_(pa.list_(pa.uint8())))
+    np.testing.assert_array_equal(decode(stream({"image": nested}), ARROW, of_images, None, 40)[0], expected)
+
+
+@pytest.mark.parametrize(("kind", "name"), list(zip(IMAGES, ("JPEG", "PNG", "WEBP"), strict=True)))
+def test_an_image_as_the_body_is_one_row(of_images: Model, kind: str, name: str) -> None:
+    rows, top = decode(image(np.full((12, 10, 3), 77, np.uint8), name), kind, of_images, 2, 1)
+    assert (rows.shape, rows.dtype, top) == ((1, 30), np.uint8, 2)
+    assert abs(rows.astype(int) - 77).max() <= 1
+
+
+def test_pixels_as_numbers_are_rows(of_images: Model) -> None:
+    numbers, file = PIXELS[:2].reshape(2, 30), io.BytesIO()
+    np.save(file, numbers)
+    text = f'{{"vectors": {numbers.tolist()}}}'.encode()
+    for body, kind in ((file.getvalue(), NPY), (text, JSON)):
+        np.testing.assert_array_equal(decode(body, kind, of_images, None, 2)[0], numbers)
+
+
+def test_images_for_a_model_that_takes_none_are_refused(model: Model) -> None:
+    for kind in IMAGES:
+        status, reason = refusal(PNGS[0], kind, model)
+        assert status == 415
+        assert reason.startswith(f"content type {kind}: the model takes no images: encoded images need a shape")
+    status, reason = refusal(stream({"x": pa.array(PNGS)}), ARROW, model)
+    assert (status, "column 'x' is binary: encoded images need a shape" in reason) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("column", "status", "reason"),
+    [
+        (pa.array([], pa.binary()), 422, "no vectors"),
+        (pa.array([b""] * 101), 413, "101 vectors; a request may have 100"),
+        (pa.array([PNGS[0], None]), 422, "the body: row 1, column 'image': null"),
+        (pa.array([{"bytes": None}, {"bytes": PNGS[0]}]), 422, "the body: row 0, column 'image': null"),
+        (pa.array([*PNGS, PNGS[0][:50]]), 422, "the body: row 40, column 'image': not a readable image"),
+        (pa.array([b"%!PS-Adobe-3.0 EPSF-3.0"]), 422, "not a readable image of BMP, GIF, JPEG, PNG, WEBP"),
+        (pa.array([image(np.zeros((6000, 6000), np.uint8))]), 422, "more than the 33,554,432 pixels"),
+        (pa.array([image(np.zeros((1, 2**24), np.uint8))]), 422, "an image of more than 67,108,864 pixels"),
+        (pa.array([{"path": "a.png"}]), 422, "column 'image' is struct"),
+        (pa.array(["a.png"]), 422, "column 'image' is string"),
+        (pa.array([[1.0] * 31]), 422, "31 numbers in a row where the shape 1x6x5, channels first, has 30"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_hostile_images_in_arrow_are_refused_with_their_reason(
+    of_images: Model, column: pa.Array, status: int, reason: str
+) -> None:
+    found, told = refusal(stream({"image": column}), ARROW, of_images)
+    assert (found, reason in told) == (status, True), told
+
+
+def test_a_bomb_as_the_body_is_refused_by_its_header(of_images: Model) -> None:
+    status, reason = refusal(image(np.zeros((2**13, 2**13), bool)), "image/png", of_images)
+    assert (status, reason) == (
+        422,
+        "the body: images up to this one have more than the 33,554,432 pixels that are decoded at a time; "
+        "send fewer, or smaller ones",
+    )
+
+
+def test_small_images_that_become_large_rows_count_by_what_they_become(
+    of_images: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "REQUEST_PIXELS", 30 * 20)
+    dots = [image(np.zeros((1, 1), np.uint8))] * 21
+    assert refusal(stream({"image": pa.array(dots)}), ARROW, of_images)[0] == 422
+    assert len(decode(stream({"image": pa.array(dots[:20])}), ARROW, of_images, None, 100)[0]) == 20
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=60)
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6),
+    cut=st.integers(0, 60),
+    kind=st.sampled_from([ARROW, "image/png"]),
+)
+def test_no_damaged_image_is_a_fault(of_images: Model, flips: list[tuple[int, int]], cut: int, kind: str) -> None:
+    body = bytearray(stream({"image": pa.array(PNGS[:3])}) if kind == ARROW else PNGS[0])
+    for place, value in flips:
+        body[place % len(body)] = value
+    try:
+        rows, _ = decode(bytes(body[: len(body) - cut]), kind, of_images, None, 100)
+    except RefusalError as error:
+        assert error.status in (400, 413, 415, 422)
+    else:
+        assert rows.shape[1] == 30
