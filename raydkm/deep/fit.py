@@ -58,7 +58,8 @@ def fit_features(
         passes = Passes(source, comm, device, threads if device.type == "cpu" else 1, pool.map)
         maps, mapped = fit_maps(made.stages, passes, config, tiers) if made.stages else ((), passes)
         look = survey(passes, "euclidean", 1, config.seed)
-    features = Features(len(look.extent.low), made.dims, tuple(map(str, made.stages)), maps)
+    pixels = made.trains and not maps and look.sample_rows.dtype == torch.uint8
+    features = Features(len(look.extent.low), made.dims, pixels, tuple(map(str, made.stages)), maps)
     seconds, facts = {"maps": time.perf_counter() - began}, dict[str, Any]()
     clusterer = Clusterer(source, comm, config, made, threads, device, tiers)
     given = None if start is None else torch.from_numpy(np.asarray(start, dtype=np.float64))

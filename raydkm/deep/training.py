@@ -203,7 +203,7 @@ class Training:
         """The views that the configuration asks for; noise of vectors is measured by the columns' deviations."""
         made = self._of.made
         kind, given = VIEWS[made.kind], arguments_of(made.view_args)
-        known = {field.name for field in fields(kind)} - {"scale"}
+        known = {field.name for field in fields(kind)} - ({"scale"} if kind is VectorView else set())
         if unknown := sorted(set(given) - known):
             raise ConfigError(f"view_args: {made.kind} views have no {unknown[0]!r}, but {', '.join(sorted(known))}")
         given = {"strength": made.strength if strength is None else strength} | given

@@ -28,6 +28,8 @@ class Features:
         Of stored rows.
     shape : tuple of int, optional
         Of a stored row, where it is not a vector.
+    pixels : bool
+        Whether rows are 8-bit pixels, which an encoder is given as numbers from 0 to 1.
     stages : tuple of str
         What each map was written as.
     maps : tuple of Map
@@ -37,6 +39,7 @@ class Features:
 
     input_dim: int
     shape: tuple[int, ...] | None = None
+    pixels: bool = False
     stages: tuple[str, ...] = ()
     maps: tuple[Map, ...] = ()
     encoder: Encoder | None = None
@@ -56,9 +59,9 @@ class Features:
         return rows.float()
 
     def inputs(self, rows: Tensor) -> Tensor:
-        """What the encoder takes, (n, *input_shape) of float32: unmapped 8-bit pixels are scaled to [0, 1]."""
+        """What the encoder takes, (n, *input_shape) of float32."""
         x = self.mapped(rows)
-        if rows.dtype == torch.uint8 and not self.maps:
+        if self.pixels:
             x = x / 255
         return x.reshape(len(x), *self.input_shape)
 
@@ -78,6 +81,7 @@ class Features:
         return {
             "input_dim": self.input_dim,
             "shape": self.shape,
+            "pixels": self.pixels,
             "maps": list(self.stages),
             "encoder": None if self.encoder is None else self.encoder.description,
         }
@@ -118,6 +122,7 @@ def features_of(
     return Features(
         int(described["input_dim"]),
         None if shape is None else tuple(int(length) for length in shape),
+        bool(described["pixels"]),
         tuple(stages),
         made,
         None if net is None else rebuild(net, encoder, own),

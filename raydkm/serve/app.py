@@ -21,7 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from raydkm.serve.decode import decode, parse
+from raydkm.serve.decode import IMAGES, decode, parse
 from raydkm.serve.errors import RefusalError
 from raydkm.serve.schemas import (
     ARROW,
@@ -103,18 +103,18 @@ def create_app(service: Service, tokens: Tokens, hosts: Collection[str] | None =
         response_model=AssignReply,
         dependencies=bearer,
         responses={200: {"content": {ARROW: _BINARY}}, **_refusals(401, 408, 413, 415, 422, 503)},
-        openapi_extra=_body(AssignRequest, **{ARROW: _BINARY, NPY: _BINARY}),
+        openapi_extra=_body(AssignRequest, **dict.fromkeys((ARROW, NPY, *IMAGES), _BINARY)),
     )
     async def assign(
         request: Request,
-        top: Annotated[int | None, Query(ge=1, description="As in JSON; for Arrow and .npy bodies.")] = None,
+        top: Annotated[int | None, Query(ge=1, description="As in JSON; for all other bodies.")] = None,
     ) -> Response:
-        """Assign vectors to clusters. The reply is an Arrow stream where Accept asks for one."""
+        """Assign vectors, or images, to clusters. The reply is an Arrow stream where Accept asks for one."""
         tokens.check(request.headers.get("authorization"))
         version, config = service.version, service.config
         kind = _kind(request)
-        if kind not in (JSON, ARROW, NPY):
-            raise RefusalError(415, f"content type {kind or 'missing'}: send one of {JSON}, {ARROW}, {NPY}")
+        if kind not in (known := (JSON, ARROW, NPY, *IMAGES)):
+            raise RefusalError(415, f"content type {kind or 'missing'}: send one of {', '.join(known)}")
         with service.holding(_announced(request, config.request_megabytes)):
             body = await _read(request, config.request_megabytes, config.body_timeout)
             rows, top = await asyncio.to_thread(decode, body, kind, version.model, top, config.request_vectors)

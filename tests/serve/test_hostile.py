@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 
+from raydkm.serve.decode import IMAGES
 from tests.serve.conftest import ADMIN, DIM, TOKEN, Running
 
 JSON, ARROW, NPY = "application/json", "application/vnd.apache.arrow.stream", "application/x-npy"
@@ -111,6 +112,8 @@ HOSTILE = {
     "truncated .npy": (NPY, npy(np.zeros((9, DIM)))[:-1], 400, "287 bytes"),
     ".npy that announces 32 TB": (NPY, LARGE_HEADER, 400, "bytes for"),
     ".npy of one axis": (NPY, npy(np.zeros(DIM)), 422, "(n, d)"),
+    "an image for a model of vectors": ("image/png", b"\x89PNG", 415, "the model takes no images"),
+    "Arrow of images for a model of vectors": (ARROW, arrow(x=[b"\x89PNG"]), 422, "need a shape"),
     ".npy of complex numbers": (NPY, npy(np.zeros((1, DIM), complex)), 422, "complex"),
 }
 
@@ -249,5 +252,5 @@ def test_no_arrow_is_answered_by_a_fault(service: Running, flips: list[tuple[int
 def test_the_openapi_document_names_every_body_and_refusal(service: Running) -> None:
     _, document, _ = service.send("GET", "/openapi.json", token=None)
     assign = document["paths"]["/v1/assign"]["post"]
-    assert set(assign["requestBody"]["content"]) == {JSON, ARROW, NPY}
+    assert set(assign["requestBody"]["content"]) == {JSON, ARROW, NPY, *IMAGES}
     assert {"200", "400", "401", "408", "413", "415", "422", "503"} <= set(assign["responses"])
