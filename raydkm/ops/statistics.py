@@ -112,7 +112,7 @@ def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
         counts = torch.zeros_like(scores.bias, dtype=torch.float64)
-        sums, entropy = torch.zeros_like(scores.prototypes), 0.0
+        sums, entropy = buffer("sums", scores.prototypes.shape, scores.prototypes).zero_(), 0.0
         for where, z in batch.tiles(frame, len(scores), SOFT_TILE, buffer, SOFT_ROWS):
             q, uncertainty = assign.targets(z, weight[where], counts)
             if low_precision_sums:
