@@ -33,12 +33,17 @@ LEAST_POWER = np.float32(-115.0)
 LOST = 1.2e-19
 
 
-def _compiled(function: Callable) -> Callable:
+def _compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
     """Compiled at the first call, and kept on disk where there is a place for it (see NUMBA_CACHE_DIR)."""
     try:
-        return njit(function, nogil=True, fastmath=True, error_model="numpy", cache=True)
+        return njit(function, nogil=True, fastmath=fastmath, error_model="numpy", cache=True)
     except RuntimeError:  # nowhere to write: each process compiles its own
-        return njit(function, nogil=True, fastmath=True, error_model="numpy")
+        return njit(function, nogil=True, fastmath=fastmath, error_model="numpy")
+
+
+def _compiled_in_order(function: Callable) -> Callable:
+    """`_compiled`, with sums as they are written."""
+    return _compiled(function, {"nnan", "ninf", "nsz", "arcp", "contract"})
 
 
 @_compiled
@@ -328,18 +333,21 @@ def shift_rows(x, least):  # type: ignore[no-untyped-def]
             row[k] = max(row[k] - largest, least)
 
 
-@_compiled
+@_compiled_in_order
 def _power_of_two(x):  # type: ignore[no-untyped-def]
-    """2^x of float32 between -126 and 0, to within 2e-7 of it: a polynomial, and the rest of x added to its exponent."""
-    n = np.rint(x)
-    r = x - n
+    """2^x of float32 between -126 and 0, to within 2e-7 of it: a polynomial of what rounding leaves of x.
+
+    Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits, to be added to the polynomial's exponent.
+    """
+    shifted = np.float32(x + np.float32(1.5 * 2.0**23))
+    r = x - (shifted - np.float32(1.5 * 2.0**23))
     p = np.float32(1.326472731e-3)
     p = p * r + np.float32(9.671512991e-3)
     p = p * r + np.float32(5.550733581e-2)
     p = p * r + np.float32(2.402224243e-1)
     p = p * r + np.float32(6.931470037e-1)
-    p = p * r + np.float32(1.0)
-    return np.int32(np.float32(p).view(np.int32) + np.int32(np.int32(n) << np.int32(23))).view(np.float32)
+    p = np.float32(p * r + np.float32(1.0))
+    return np.int32(p.view(np.int32) + np.int32(shifted.view(np.int32) << np.int32(23))).view(np.float32)
 
 
 @_compiled
@@ -355,11 +363,12 @@ def soften(logits, bias, weight, counts):  # type: ignore[no-untyped-def]
         for i in range(start, min(start + BLOCK, logits.shape[0])):
             row, most = logits[i], np.int32(-(2**31))
             for k in range(clusters):
-                most = max(most, _ordinal(row[k] + bias[k]))
+                row[k] += bias[k]
+                most = max(most, _ordinal(row[k]))
             largest = _number(most)
             total, mean = np.float32(0.0), np.float32(0.0)
             for k in range(clusters):
-                power = max(row[k] + bias[k] - largest, LEAST_POWER)
+                power = max(row[k] - largest, LEAST_POWER)
                 value = _power_of_two(power)
                 total += value
                 mean += value * power

@@ -37,17 +37,17 @@ class Posterior:
 
 
 class SoftAssignment:
-    """The softmax of scores at the temperature of `scores`, which is positive."""
+    """The softmax of scores at the temperature of `scores`, which is positive; `logits` are to the base of 2."""
 
     def __init__(self, scores: Scores):
-        scale = 2.0 / scores.temperature / math.log(2.0)  # of logits to the base of 2
+        scale = 2.0 / scores.temperature / math.log(2.0)
         # a scaling of zero has the logarithm -inf: the kernels are of finite numbers
-        self._logits = Scores(scores.prototypes * scale, (scores.bias * scale).clamp_(min=-1e30), scores.temperature)
+        self.logits = Scores(scores.prototypes * scale, (scores.bias * scale).clamp_(min=-1e30), scores.temperature)
         self._native = scores.bias.dtype == torch.float32 and scores.bias.device.type == "cpu"
         self._buffer = Workspace()
 
     def __call__(self, z: Tensor) -> Posterior:
-        logits = self._logits(z)
+        logits = self.logits(z)
         logits.sub_(logits.amax(1, keepdim=True))
         exp = torch.exp2(logits)
         normaliser = exp.sum(1)
@@ -64,5 +64,5 @@ class SoftAssignment:
             q = posterior.exp_logits.mul_((weight / posterior.normaliser).to(z.dtype)[:, None])
             counts += q.sum(0)
             return q, float(torch.dot(weight, posterior.entropy.double()))
-        q = torch.mm(z, self._logits.prototypes.T, out=self._buffer("targets", (len(z), len(counts)), z))
-        return q, soften(q.numpy(), self._logits.bias.numpy(), weight.numpy(), counts.numpy())
+        q = torch.mm(z, self.logits.prototypes.T, out=self._buffer("targets", (len(z), len(counts)), z))
+        return q, soften(q.numpy(), self.logits.bias.numpy(), weight.numpy(), counts.numpy())
