@@ -31,8 +31,12 @@ T = TypeVar("T")
 MAPPED_BYTES = 2**22
 _M_MMAP_THRESHOLD = -3
 
-#: Bytes that the sums of a worker's threads may take together, if each has its own; else threads share them.
+#: Bytes that the sums of a worker's threads may take together where each has its own, and where threads share them.
+OWN_SUMS_BYTES = 2**25
 SUMS_BYTES = 2**27
+
+#: Threads that may share sums without waiting for each other for long.
+SHARED_BY = 4
 
 
 class Source(Protocol):
@@ -105,6 +109,8 @@ class Passes:
         try:
             self.each(share)
             total = reduce(iadd, sums)
+            if total.buffer.nbytes >= MAPPED_BYTES:
+                trim_memory()
             if last is not None and self.comm.world_size > 1:
                 total = total.copy()  # to be reduced; the next pass goes on from this worker's own
         except RaydkmError as error:  # others wait for this worker's sum: let the missing rows tell them
@@ -149,7 +155,9 @@ def size_of_sums(fields: tuple[Field, ...]) -> int:
 
 def copies_of_sums(size: int, threads: int) -> int:
     """How many copies of sums of `size` bytes a worker's threads add to; one that is shared has to be waited for."""
-    return min(threads, max(1, SUMS_BYTES // size))
+    if threads * size <= OWN_SUMS_BYTES:
+        return threads
+    return max(1, min(-(-threads // SHARED_BY), SUMS_BYTES // size))
 
 
 def check_rows_seen(seen: int, total: int) -> None:
@@ -164,6 +172,12 @@ def give_memory_back() -> None:
     """
     with suppress(OSError, AttributeError):  # of another C library
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+
+
+def trim_memory() -> None:
+    """Let glibc return what small arrays of all threads have left: some milliseconds, to be spent on large steps."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextmanager

@@ -20,9 +20,6 @@ BATCH_ROWS = 4096
 SOFT_TILE = 2**20
 HARD_TILE = 2**21
 
-#: Rows of a soft step's tile at most: with fewer prototypes its product then stays in a core's cache.
-SOFT_ROWS = 1024
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -56,15 +53,13 @@ class Batch:
         return torch.ones(len(self), dtype=torch.float64, device=self.rows.device)
 
     def tiles(
-        self, frame: Frame, columns: int, numbers: int, buffer: Workspace | None = None, most: int = BATCH_ROWS
+        self, frame: Frame, columns: int, numbers: int, buffer: Workspace | None = None
     ) -> Iterator[tuple[slice, Tensor]]:
         """Yield (range in the batch, z), of so few rows that z and a product of `columns` columns have `numbers`.
 
-        And of at most so many rows.
-
         With a buffer, each z is overwritten by the thread's next one.
         """
-        size = min(most, max(128, numbers // max(columns, self.rows.shape[1]) // 64 * 64))
+        size = max(128, numbers // max(columns, self.rows.shape[1]) // 64 * 64)
         for start in range(0, len(self), size):
             where = slice(start, start + size)
             rows = self.rows[where]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydkm.ops.kernels import add_numbers, add_rows
+from raydkm.ops.kernels import add_numbers, add_rounded, add_rows
 
 # Adding 1.5 * 2^52 to a float64 |x| < 2^51 rounds x to the nearest integer and leaves that integer in the
 # low bits of the sum: a rounding conversion to int64 in one vectorised addition.
@@ -106,6 +106,12 @@ class Statistics:
     def add(self, name: str, x: Tensor | float) -> None:
         """Round `x` to the field's grid and add it in place."""
         part, grid = self._parts[name]
+        if isinstance(x, Tensor) and part.dim() and part.device.type == "cpu":
+            columns = part.shape[-1]
+            into, rows = part.view(-1, columns).numpy(), x.contiguous().view(-1, columns).numpy()
+            with self._lock:
+                add_rounded(into, rows, grid.scale.expand(columns).numpy())
+            return
         units = grid.units(x.to(part.device)) if isinstance(x, Tensor) else int(np.rint(x * float(grid.scale)))
         with self._lock:
             part += units

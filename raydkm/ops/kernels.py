@@ -26,16 +26,24 @@ ROUNDED = 2.0**-23
 #: Logits are raised to this: exponentials that underflow, and products of such, take many times as long.
 LEAST_LOGIT = np.float32(-80.0)
 
+#: The same of logits to the base of 2.
+LEAST_POWER = np.float32(-115.0)
+
 #: What squares that underflow may hide of a norm, for each sqrt(d).
 LOST = 1.2e-19
 
 
-def _compiled(function: Callable) -> Callable:
+def _compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
     """Compiled at the first call, and kept on disk where there is a place for it (see NUMBA_CACHE_DIR)."""
     try:
-        return njit(function, nogil=True, fastmath=True, error_model="numpy", cache=True)
+        return njit(function, nogil=True, fastmath=fastmath, error_model="numpy", cache=True)
     except RuntimeError:  # nowhere to write: each process compiles its own
-        return njit(function, nogil=True, fastmath=True, error_model="numpy")
+        return njit(function, nogil=True, fastmath=fastmath, error_model="numpy")
+
+
+def _compiled_in_order(function: Callable) -> Callable:
+    """`_compiled`, with sums as they are written."""
+    return _compiled(function, {"nnan", "ninf", "nsz", "arcp", "contract"})
 
 
 @_compiled
@@ -257,6 +265,14 @@ def add_numbers(into, index, before, x, scale):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def add_rounded(into, x, scale):  # type: ignore[no-untyped-def]
+    """Add x (n, d), rounded to multiples of 1 / scale (d,), to `into` (n, d) int64."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            into[i, j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
+
+
+@_compiled
 def squares(x, into):  # type: ignore[no-untyped-def]
     """Write the squared length (n,) in float64 of each row of x (n, d)."""
     for i in range(x.shape[0]):
@@ -293,45 +309,50 @@ def count_close(x, order, limit):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _largest(row):  # type: ignore[no-untyped-def]
-    """The largest number of a row (d,) of float32.
+def _ordinal(x):  # type: ignore[no-untyped-def]
+    """An integer that is larger for a larger float32: maxima of integers are vectorised."""
+    bits = np.float32(x).view(np.int32)
+    return np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
-    Bits of floats, the lower ones of negative numbers flipped, are integers in the same order: maxima of integers are
-    vectorised.
-    """
-    bits, most = row.view(np.int32), np.int32(-(2**31))
-    for k in range(len(row)):
-        most = max(most, np.int32(bits[k] ^ ((bits[k] >> 31) & 0x7FFFFFFF)))
-    return np.int32(most ^ ((most >> 31) & 0x7FFFFFFF)).view(np.float32)
+
+@_compiled
+def _number(ordinal):  # type: ignore[no-untyped-def]
+    """The float32 of an ordinal."""
+    return np.int32(ordinal ^ ((ordinal >> 31) & 0x7FFFFFFF)).view(np.float32)
 
 
 @_compiled
 def shift_rows(x, least):  # type: ignore[no-untyped-def]
     """Subtract from each row of x (n, d) float32 its largest number, and raise what is below `least` to it."""
     for i in range(x.shape[0]):
-        row = x[i]
-        largest = _largest(row)
+        row, most = x[i], np.int32(-(2**31))
+        for k in range(x.shape[1]):
+            most = max(most, _ordinal(row[k]))
+        largest = _number(most)
         for k in range(x.shape[1]):
             row[k] = max(row[k] - largest, least)
 
 
-@_compiled
-def _exponential(x):  # type: ignore[no-untyped-def]
-    """exp(x) of float32 between -80 and 0, to within 3e-7 of it: 2^n times a polynomial, as in the Cephes library."""
-    n = np.rint(x * np.float32(1.4426950408889634))
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    return (p * r * r + r + np.float32(1.0)) * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+@_compiled_in_order
+def _power_of_two(x):  # type: ignore[no-untyped-def]
+    """2^x of float32 between -126 and 0, to within 2e-7 of it: a polynomial of what rounding leaves of x.
+
+    Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits, to be added to the polynomial's exponent.
+    """
+    shifted = np.float32(x + np.float32(1.5 * 2.0**23))
+    r = x - (shifted - np.float32(1.5 * 2.0**23))
+    p = np.float32(1.326472731e-3)
+    p = p * r + np.float32(9.671512991e-3)
+    p = p * r + np.float32(5.550733581e-2)
+    p = p * r + np.float32(2.402224243e-1)
+    p = p * r + np.float32(6.931470037e-1)
+    p = np.float32(p * r + np.float32(1.0))
+    return np.int32(p.view(np.int32) + np.int32(shifted.view(np.int32) << np.int32(23))).view(np.float32)
 
 
 @_compiled
 def soften(logits, bias, weight, counts):  # type: ignore[no-untyped-def]
-    """Make logits (n, K) without biases (K,) the targets w_i q_ik, which are added to counts (K,).
+    """Make logits (n, K) to the base of 2, without biases (K,), the targets w_i q_ik, which are added to counts (K,).
 
     Each row goes through the cache once. Returns -sum_i w_i sum_k q_ik log q_ik.
     """
@@ -340,22 +361,24 @@ def soften(logits, bias, weight, counts):  # type: ignore[no-untyped-def]
     for start in range(0, logits.shape[0], BLOCK):
         sums[:] = 0.0
         for i in range(start, min(start + BLOCK, logits.shape[0])):
-            row = logits[i]
+            row, most = logits[i], np.int32(-(2**31))
             for k in range(clusters):
                 row[k] += bias[k]
-            largest = _largest(row)
+                most = max(most, _ordinal(row[k]))
+            largest = _number(most)
             total, mean = np.float32(0.0), np.float32(0.0)
             for k in range(clusters):
-                logit = max(row[k] - largest, LEAST_LOGIT)
-                value = _exponential(logit)
+                power = max(row[k] - largest, LEAST_POWER)
+                value = _power_of_two(power)
                 total += value
-                mean += value * logit
+                mean += value * power
                 row[k] = value
             factor = np.float32(weight[i]) / total
-            entropy += weight[i] * (math.log(total) - mean / total)
+            entropy += weight[i] * (math.log(total) - math.log(2.0) * mean / total)
             for k in range(clusters):
-                row[k] *= factor
-                sums[k] += row[k]
+                target = row[k] * factor
+                row[k] = target
+                sums[k] += target
         for k in range(clusters):
             counts[k] += sums[k]
     return entropy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,22 +37,22 @@ class Posterior:
 
 
 class SoftAssignment:
-    """The softmax of scores at the temperature of `scores`, which is positive."""
+    """The softmax of scores at the temperature of `scores`, which is positive; `logits` are to the base of 2."""
 
     def __init__(self, scores: Scores):
-        scale = 2.0 / scores.temperature
+        scale = 2.0 / scores.temperature / math.log(2.0)
         # a scaling of zero has the logarithm -inf: the kernels are of finite numbers
-        self._logits = Scores(scores.prototypes * scale, (scores.bias * scale).clamp_(min=-1e30), scores.temperature)
+        self.logits = Scores(scores.prototypes * scale, (scores.bias * scale).clamp_(min=-1e30), scores.temperature)
         self._native = scores.bias.dtype == torch.float32 and scores.bias.device.type == "cpu"
         self._buffer = Workspace()
 
     def __call__(self, z: Tensor) -> Posterior:
-        logits = self._logits(z)
+        logits = self.logits(z)
         logits.sub_(logits.amax(1, keepdim=True))
-        exp = torch.exp(logits)
+        exp = torch.exp2(logits)
         normaliser = exp.sum(1)
         mean_logit = logits.mul_(exp).sum(1).div_(normaliser)
-        return Posterior(exp, normaliser, torch.log(normaliser).sub_(mean_logit))
+        return Posterior(exp, normaliser, torch.log(normaliser).sub_(mean_logit, alpha=math.log(2.0)))
 
     def targets(self, z: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor, float]:
         """w_i q_ik (n, K), added to counts (K,), and -sum_i w_i sum_k q_ik log q_ik; weights and counts are float64.
@@ -63,5 +64,5 @@ class SoftAssignment:
             q = posterior.exp_logits.mul_((weight / posterior.normaliser).to(z.dtype)[:, None])
             counts += q.sum(0)
             return q, float(torch.dot(weight, posterior.entropy.double()))
-        q = torch.mm(z, self._logits.prototypes.T, out=self._buffer("targets", (len(z), len(counts)), z))
-        return q, soften(q.numpy(), self._logits.bias.numpy(), weight.numpy(), counts.numpy())
+        q = torch.mm(z, self.logits.prototypes.T, out=self._buffer("targets", (len(z), len(counts)), z))
+        return q, soften(q.numpy(), self.logits.bias.numpy(), weight.numpy(), counts.numpy())

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, SOFT_ROWS, SOFT_TILE, Batch
+from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, SOFT_TILE, Batch
 from raydkm.ops.exact import COUNT, Field, Grid, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.fused import fused_hard_statistics, fused_soft_statistics, serves
@@ -108,12 +108,13 @@ def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -
     if serves(scores):
         return fused_soft_statistics(scores, frame, low_precision_sums=low_precision_sums)
     assign, buffer = SoftAssignment(scores), Workspace()
+    logits = assign.logits  # all that is kept of the scores
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        counts = torch.zeros_like(scores.bias, dtype=torch.float64)
-        sums, entropy = torch.zeros_like(scores.prototypes), 0.0
-        for where, z in batch.tiles(frame, len(scores), SOFT_TILE, buffer, SOFT_ROWS):
+        counts = torch.zeros_like(logits.bias, dtype=torch.float64)
+        sums, entropy = buffer("sums", logits.prototypes.shape, logits.prototypes).zero_(), 0.0
+        for where, z in batch.tiles(frame, len(logits), SOFT_TILE, buffer):
             q, uncertainty = assign.targets(z, weight[where], counts)
             if low_precision_sums:
                 sums += torch.mm(q.T.to(torch.bfloat16), z.to(torch.bfloat16))

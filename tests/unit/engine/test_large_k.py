@@ -59,13 +59,15 @@ def test_a_step_that_raises_the_effort_has_not_settled(hard) -> None:
 def test_any_number_of_threads_that_share_sums_or_have_their_own_gives_the_same_bits(hard, monkeypatch) -> None:
     found = set()
     for most in (1, 2**27):
-        monkeypatch.setattr(passes, "SUMS_BYTES", most)
+        monkeypatch.setattr(passes, "OWN_SUMS_BYTES", most)
         found |= {raydkm.fit(hard, **OPTIONS, max_steps=4, threads=n).checksum() for n in (1, 2, 3)}
     assert len(found) == 1
 
 
 def test_threads_share_sums_that_are_large() -> None:
     assert passes.copies_of_sums(8 * 256 * 129, threads=64) == 64
+    assert passes.copies_of_sums(8 * 4096 * 769, threads=2) == 1
+    assert passes.copies_of_sums(8 * 4096 * 769, threads=16) == 4
     assert passes.copies_of_sums(8 * 4096 * 769, threads=64) == 5
     assert passes.copies_of_sums(8 * 65_536 * 129, threads=64) == 1
     assert passes.copies_of_sums(2**40, threads=3) == 1
