@@ -348,7 +348,7 @@ class FeatureConfig(_Frozen):
     learning_rate: float = Field(1e-3, gt=0, description="Of AdamW, at its highest.")
     weight_decay: float = Field(1e-4, ge=0, description="Of AdamW.")
     amp: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Arithmetic of training: bf16 where a GPU has it (auto), fp32, bf16."
+        "auto", description="Arithmetic of training: fp32, bf16, or auto: bf16 on GPUs and CPUs with AMX, else fp32."
     )
 
     @field_validator("shape", mode="before")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from raydkm.config import FeatureConfig
@@ -134,7 +133,7 @@ def train(
     """
     module, world = stage.module.to(device).train(), comm.world_size
     net = DistributedDataParallel(module) if world > 1 else module
-    low = stage.config.amp == "bf16" or (stage.config.amp == "auto" and device.type == "cuda")
+    low = stage.config.amp == "bf16" or (stage.config.amp == "auto" and has_bf16(device))
     with torch_threads(threads):
         stage.total, began, since = stage.total.to(device), time.perf_counter(), stage.step
         while not stage.done:
@@ -162,6 +161,6 @@ def train(
     module.eval()
 
 
-def frozen(module: nn.Module) -> nn.Module:
-    """A copy that is not trained, for evaluation."""
-    return copy.deepcopy(module).eval().requires_grad_(False)
+def has_bf16(device: torch.device) -> bool:
+    """Whether products of bf16 are far faster there than of float32: on GPUs, and CPUs with matrix registers."""
+    return device.type == "cuda" or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())

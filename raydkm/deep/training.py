@@ -63,7 +63,8 @@ class Training:
         config, made = clusterer.config, clusterer.made
         _check_loss(clusterer)
         encoder = build_encoder(made.encoder, features.input_shape, arguments_of(made.encoder_args), config.seed)
-        self.features = replace(features, encoder=encoder.to(clusterer.device).eval())
+        encoder = encoder.to(clusterer.device, memory_format=torch.channels_last).eval()
+        self.features = replace(features, encoder=encoder)
         self.history: list[dict[str, Any]] = []
         self.clusterings: list[Clustering] = []
         self.best = 0

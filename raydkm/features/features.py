@@ -63,7 +63,8 @@ class Features:
         x = self.mapped(rows)
         if self.pixels:
             x = x / 255
-        return x.reshape(len(x), *self.input_shape)
+        x = x.reshape(len(x), *self.input_shape)
+        return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x  # as convolutions are fastest
 
     @property
     def input_shape(self) -> tuple[int, ...]:
