@@ -77,7 +77,7 @@ class Stage:
         found = {"total.": self.total} | {f"module.{name}": each for name, each in self.module.state_dict().items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             found |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
-        return {name: tensor.detach().cpu().clone() for name, tensor in found.items()}
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in found.items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
         """Go on after `step` steps, from the tensors that there were then."""
@@ -86,10 +86,12 @@ class Stage:
             kind, _, rest = name.partition(".")
             parts[kind][rest] = tensor
         self.module.load_state_dict(parts["module"])
-        described = self.optimizer.state_dict()
+        described, weights = self.optimizer.state_dict(), self.optimizer.param_groups[0]["params"]
         for name, tensor in parts["optimizer"].items():
             number, _, what = name.partition(".")
-            described["state"].setdefault(int(number), {})[what] = tensor
+            state = described["state"].setdefault(int(number), {})
+            like = weights[int(number)]
+            state[what] = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
         self.optimizer.load_state_dict(described)
         self.total, self.step = parts["total"][""], step
 

@@ -63,7 +63,8 @@ class Training:
         config, made = clusterer.config, clusterer.made
         _check_loss(clusterer)
         encoder = build_encoder(made.encoder, features.input_shape, arguments_of(made.encoder_args), config.seed)
-        encoder = encoder.to(clusterer.device, memory_format=torch.channels_last).eval()
+        encoder = encoder.to(clusterer.device).eval()
+        encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.features = replace(features, encoder=encoder)
         self.history: list[dict[str, Any]] = []
         self.clusterings: list[Clustering] = []
@@ -72,6 +73,8 @@ class Training:
         self.heads = heads_of(config, made)
         counts = clusterer.comm.all_gather(clusterer.rows.held)
         self._start, self._total = sum(counts[: clusterer.comm.rank]), sum(counts)
+        if not all(counts):
+            raise ConfigError(f"{counts.count(0)} of {len(counts)} workers have no rows to train on; use fewer workers")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._losses = self._modules(encoder)
@@ -98,7 +101,7 @@ class Training:
         assert encoder is not None
         if saved is not None:
             encoder.load_state_dict(saved.teacher)
-        teacher = {key: value.detach().cpu().clone() for key, value in encoder.state_dict().items()}
+        teacher = encoder.weights()
         loss, targets = self._losses[name.partition(" ")[0]], None
         if name.startswith("round"):
             starts, targets = self._clustered(name, starts if saved is None else saved.starts, again=saved is not None)

@@ -66,6 +66,9 @@ class FitInBackground:
         saved = self._file.load()
         return -1 if saved is None else saved.state.step
 
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def wait_for_step(self, step: int) -> int:
         while self._thread.is_alive() and self.step() < step:
             time.sleep(0.02)

@@ -1,0 +1,72 @@
+"""An encoder trained by workers on Ray: the losses of one process, also after a rank was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import load_digits
+
+import raydkm
+
+pytestmark = pytest.mark.timeout(240)
+
+WORKER = "ray::RayTrainWorker"
+
+OPTIONS = {
+    "column": "pixels",
+    "clusters": 10,
+    "objective": "kmeans",
+    "metric": "cosine",
+    "shape": "1x8x8",
+    "encoder": "conv",
+    "encoder_args": "channels=16-32,kernel=3,dim=32,norm=batch,bounded=false",
+    "pretrain": "contrastive",
+    "pretrain_epochs": 4,
+    "rounds": 1,
+    "epochs": 1,
+    "feature_map": "neighbours:2",
+    "batch": 512,
+    "threads": 1,
+    "amp": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits enough for two workers, no two of them the same."""
+    x = np.tile(load_digits().data * 15, (3, 1)) + np.random.default_rng(0).integers(20, size=(3 * 1797, 64))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(np.minimum(x, 255).astype(np.uint8).reshape(-1)), 64)
+    place = tmp_path_factory.mktemp("digits") / "digits.parquet"
+    pq.write_table(pa.table({"pixels": column}), place)
+    return place
+
+
+def epochs(model: raydkm.Model, stage: str) -> list[float]:
+    return [entry["loss"] for entry in model.record["training"] if entry["stage"] == stage and "loss" in entry]
+
+
+def test_a_rank_killed_while_it_trains_costs_no_epoch(
+    data: Path, tmp_path: Path, in_background: Callable, processes: Callable
+) -> None:
+    alone = raydkm.fit(data, engine="local", **OPTIONS)
+    fit = in_background(data, tmp_path, workers=2, engine="ray", checkpoint_every=0, **OPTIONS)
+    events = tmp_path / "events.jsonl"
+    while fit.alive() and not (events.exists() and '"epoch": 2' in events.read_text()):
+        time.sleep(0.02)
+    os.kill(processes(WORKER)[-1], signal.SIGKILL)
+    model = fit.model()
+    assert epochs(model, "contrastive") == pytest.approx(epochs(alone, "contrastive"), rel=2e-3)
+    assert epochs(model, "round 1") == pytest.approx(epochs(alone, "round 1"), rel=5e-2)
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    ended = [event["epoch"] for event in told if event["event"] == "training" and event["stage"] == "contrastive"]
+    assert ended == [1, 2, 3, 4]  # none was done again
+    assert raydkm.assign(model, data, out=tmp_path / "out", engine="local")["counts"] == model.counts.tolist()
