@@ -87,7 +87,9 @@ class Contrastive(Loss):
         first = self._view(part.x, part.draws(0))
         second = self._view(part.x if part.other is None else part.other, part.draws(1))
         size, slots = part.share.size, part.share.slots.to(part.x.device)
-        projected = functional.normalize(self.project(self.encoder(torch.cat([first, second]))).float(), dim=1)
+        encoded = self.encoder(torch.cat([first, second])).float()
+        with torch.autocast(encoded.device.type, enabled=False):  # similarities are too fine for bf16
+            projected = functional.normalize(self.project(encoded), dim=1)
         mine = torch.cat([slots, slots + size])
         everyone = of_all_workers(projected, mine, 2 * size)
         similarities = projected @ everyone.T / self._temperature

@@ -19,7 +19,7 @@ from raydkm.engine.comm import Comm
 from raydkm.engine.where import torch_threads
 
 #: Part of a stage's steps in which the learning rate rises.
-RISE = 0.1
+RISE = 0.15
 
 #: What makes this worker's part of a step from what `Shuffle` says of it; raises where rows are missing.
 Make = Callable[[Any, int], Part]
@@ -39,6 +39,8 @@ class Stage:
         Steps of an epoch.
     highest : float
         Of the learning rate, as a part of the configured one.
+    after, until : int
+        The stage's epochs among those that share the course of the learning rate: its first, and how many there are.
     step : int
         Steps done.
     total : Tensor (heads,) of float64
@@ -51,6 +53,8 @@ class Stage:
     steps: int
     config: FeatureConfig
     highest: float = 1.0
+    after: int = 0
+    until: int | None = None
     step: int = 0
     total: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.float64))
 
@@ -66,11 +70,11 @@ class Stage:
 
     def rate(self) -> float:
         """The learning rate of the next step: it rises, then falls to zero along half a cosine."""
-        highest, total = self.highest * self.config.learning_rate, self.epochs * self.steps
-        rise = max(1.0, RISE * total)
-        if self.step < rise:
-            return highest * (self.step + 1) / (rise + 1)
-        return highest * 0.5 * (1 + math.cos(math.pi * (self.step - rise) / max(1.0, total - rise)))
+        highest, total = self.highest * self.config.learning_rate, (self.until or self.epochs) * self.steps
+        rise, step = max(1.0, RISE * total), self.after * self.steps + self.step
+        if step < rise:
+            return highest * (step + 1) / (rise + 1)
+        return highest * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, total - rise)))
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, and what the optimiser remembers of each; on the CPU."""

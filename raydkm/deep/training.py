@@ -85,8 +85,8 @@ class Training:
         stages: list[tuple[str, int]] = []
         if made.pretrain != "none":
             stages.append((made.pretrain, made.pretrain_epochs))
-        if made.positives:
-            stages.append(("positives", made.positive_epochs))
+        if made.positives:  # of which each epoch has neighbours of its own
+            stages += [(f"positives {number + 1}", 1) for number in range(made.positive_epochs)]
         stages += [(f"round {number + 1}", made.epochs) for number in range(made.rounds)]
         [saved, *_] = gathered(comm, lambda: self._file.load() if self._file is not None and comm.rank == 0 else None)
         if saved is not None:
@@ -110,6 +110,9 @@ class Training:
         if last and isinstance(loss, CrossEntropy):
             loss.view = self._view(of.made.last_strength)
         stage = Stage(name, loss.to(of.device), epochs, shuffle.steps, of.made, highest=0.5 if last else 1.0)
+        if loss is self._losses.get("contrastive"):  # with all positives one course of the learning rate
+            stage.until = of.made.pretrain_epochs + of.made.positive_epochs * (of.made.positives > 0)
+            stage.after = 0 if name == "contrastive" else of.made.pretrain_epochs + int(name.split()[1]) - 1
         if saved is not None:
             stage.restore(saved.tensors, saved.step)
 
@@ -119,7 +122,7 @@ class Training:
                 self._file.save(Saved(number, stage.step, tensors, teacher, starts, self.best, self.history))
 
         save(now=saved is None)
-        make = self._maker(targets, self._partners() if name == "positives" else None)
+        make = self._maker(targets, self._partners() if name.startswith("positives") else None)
         threads, device = of.threads, of.device
         train(
             stage, shuffle, make, of.comm, threads=threads, device=device, salt=seed, on_step=save, on_epoch=self._keep

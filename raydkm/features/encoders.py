@@ -178,17 +178,20 @@ def conv(
     bounded: bool = True,
     norm: Norm = "none",
     activation: Activation = "relu",
+    output_norm: Norm = "none",
+    crop: int = 0,
 ) -> Encoder:
     """Images (channels, height, width): convolutions of stride 2, then a fully connected layer.
 
     The defaults are the network of Jabi et al. (arXiv 1810.04246), after DEPICT (Dizaji et al. 2017): two layers of 50
     channels and a dense layer at least as wide as there are clusters. `bounded` ends in tanh: pulling features outward
-    lowers the loss of SR-K-means without limit.
+    lowers the loss of SR-K-means without limit. `output_norm` gives each feature the same variance; `crop`
+    leaves out so many pixels at each edge.
     """
     _check_axes("conv", shape, ("channels", "height", "width"))
     maps = [shape[0], *channels]
     padding = (kernel - 1) // 2
-    sizes = [shape[1:]]
+    sizes = [tuple(length - 2 * crop for length in shape[1:])]
     for _ in channels:
         sizes.append(tuple((size + 2 * padding - kernel) // 2 + 1 for size in sizes[-1]))
     if min(sizes[-1]) < 1:
@@ -203,13 +206,15 @@ def conv(
             layers.append(
                 nn.ConvTranspose2d(maps[step + 1], maps[step], kernel, 2, padding, output_padding=(height, width))
             )
-        return nn.Sequential(*layers)
+        return nn.Sequential(*layers, *([nn.ZeroPad2d(crop)] if crop else []))
 
-    layers: list[nn.Module] = []
+    layers: list[nn.Module] = [nn.ZeroPad2d(-crop)] if crop else []
     for before, after in pairwise(maps):
         layers += [nn.Conv2d(before, after, kernel, 2, padding, bias=norm == "none")]
         layers += _activated(after, norm, activation)
     layers += [nn.Flatten(), nn.Linear(flat, dim)]
+    if output_norm == "batch":
+        layers.append(GlobalBatchNorm(dim))
     if bounded:
         layers.append(nn.Tanh())
     return Encoder(nn.Sequential(*layers), dim, mirrored)
@@ -397,9 +402,10 @@ def _checked(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _as_annotated(what: str, annotation: Any, value: Any) -> Any:
     """A value as an int of at least 1, a tuple of them, a bool or one of a Literal's, whichever the annotation is."""
     if annotation is int:
-        if type(value) is int and value >= 1:
+        least = 0 if what.startswith("crop ") else 1
+        if type(value) is int and value >= least:
             return value
-        raise ConfigError(f"{what} must be a whole number of at least 1, not {value!r}")
+        raise ConfigError(f"{what} must be a whole number of at least {least}, not {value!r}")
     if annotation is bool:
         if str(value).lower() in ("true", "false"):
             return str(value).lower() == "true"

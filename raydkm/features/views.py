@@ -68,7 +68,9 @@ class ImageView(View):
     translation : float
         The largest shift along each axis, in parts of the image, before the size changes.
     thickness : float
-        The largest weight of the dilated or eroded image (extremes over 3 x 3 pixels) in its mean with the image.
+        The largest weight of the dilated image (maxima over 3 x 3 pixels) in its mean with the image.
+    thinness : float
+        The same of the eroded one (minima), as a part of `thickness`.
     brightness, contrast, saturation : float
         The largest changes of the factors on values, on differences from the image's mean, and from grey.
     flip : bool
@@ -87,6 +89,7 @@ class ImageView(View):
     shear: float = 0.2
     translation: float = 0.1
     thickness: float = 0.5
+    thinness: float = 1.0
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.4
@@ -137,6 +140,7 @@ class ImageView(View):
 
     def _thicker_or_thinner(self, x: Tensor, draws: Draws) -> Tensor:
         weight = (2 * draws.uniform(1, 1, 1) - 1) * self._times(self.thickness, 1)
+        weight = torch.where(weight < 0, weight * min(self.thinness, 1), weight)
         sign = weight.sign()  # an image is eroded where its negative is dilated
         return x.lerp(_dilated(x * sign) * sign, weight.abs())
 
