@@ -81,6 +81,11 @@ class FitConfig(Problem):
     metric: Literal["euclidean", "cosine"] = Field(
         "euclidean", description="euclidean, or cosine: every row is scaled to unit length first."
     )
+    spherical: bool = Field(
+        False,
+        description="Prototypes of unit length, as rows of metric cosine are: spherical k-means, hard or soft. "
+        "temperature auto then is 1.3 sqrt(2 T_c / K), and annealing begins at four times T.",
+    )
     temperature: float | str = Field(
         "auto",
         description="Softness T: auto, a number (units of squared distance), or a fraction of the collapse "
@@ -212,6 +217,8 @@ class FitConfig(Problem):
         used = {"tim": "", "sinkhorn": "l1"}.get(self.objective, "l1 l2 l3")
         if any(getattr(self, name) != 1 for name in used.split()):
             raise ValueError(f"{self.objective} has its own {used.replace(' ', ', ')}; use tim")
+        if self.spherical and (not distance or self.metric != "cosine"):
+            raise ValueError("spherical goes with metric cosine, and kmeans, soft-kmeans or sr-kmeans")
         if self.anneal and (not distance or OBJECTIVES[self.objective].hard):
             raise ValueError("anneal goes with soft-kmeans and sr-kmeans")
         if self.anneal >= self.max_steps:

@@ -68,6 +68,8 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
     anneal : int, default=0
         Steps in which the temperature falls from near the collapse temperature.
     metric : {"euclidean", "cosine"}, default="euclidean"
+    spherical : bool, default=False
+        Prototypes of unit length, with metric "cosine".
     init : {"k-means||", "k-means++", "afk-mc2", "random"}, array-like or Model, default="k-means||"
         An array holds prototypes (n_clusters, n_features); of a model its prototypes are taken.
     n_init : int, default=4
@@ -138,6 +140,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         l3: float = 1.0,
         anneal: int = 0,
         metric: str = "euclidean",
+        spherical: bool = False,
         init: Any = "k-means||",
         n_init: int = 4,
         seed_rows: int | str | None = None,
@@ -166,6 +169,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         self.l3 = l3
         self.anneal = anneal
         self.metric = metric
+        self.spherical = spherical
         self.init = init
         self.n_init = n_init
         self.seed_rows = seed_rows

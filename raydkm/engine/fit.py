@@ -36,12 +36,21 @@ from raydkm.ops.frame import Frame
 from raydkm.ops.leading import SAMPLE_ROWS, Directions, worthwhile
 from raydkm.ops.moments import Extent, Moments
 from raydkm.ops.statistics import cluster_fields, hard_statistics
-from raydkm.ops.temperature import AUTO_FRACTION, AUTO_FRACTION_WITHIN, LEAST_FRACTION, collapse_temperature
+from raydkm.ops.temperature import (
+    AUTO_FRACTION,
+    AUTO_FRACTION_WITHIN,
+    LEAST_FRACTION,
+    collapse_temperature,
+    spherical_temperature,
+)
 
 logger = logging.getLogger("raydkm")
 
 #: Where annealing begins, as a part of T_c: above it all prototypes coincide.
 HOT = 0.9
+
+#: The same of spherical prototypes, which never coincide, as a multiple of the temperature.
+SPHERICAL_HOT = 4.0
 
 #: The part of a column's variance in the sample that a single row may have.
 SINGLE_ROW = 0.25
@@ -278,6 +287,8 @@ def temperature_of(config: FitConfig, critical: float | None) -> float:
         return config.lam * config.clusters
     if isinstance(config.temperature, float):
         return config.temperature
+    if config.spherical and config.temperature == "auto" and critical > 0:
+        return spherical_temperature(critical, config.clusters)
     fraction = config.fraction_of_tc() or AUTO_FRACTION
     # all rows equal: any temperature gives the same (single) prototype
     return fraction * critical if critical > 0 else 1.0
@@ -304,7 +315,8 @@ def setting_of(
         lam=config.lam,
         tol=config.tol,
         objective_tol=config.objective_tol,
-        hot=max(temperature, HOT * (critical or 0.0)),
+        hot=SPHERICAL_HOT * temperature if config.spherical else max(temperature, HOT * (critical or 0.0)),
+        spherical=config.spherical,
         anneal=config.anneal,
         empty=config.empty,
         precision=config.precision,

@@ -87,6 +87,8 @@ def check_config(config: FitConfig) -> None:
         raise ConfigError("balance is reached on all rows at once; use fit, or partial_fit without")
     if config.assignment == "approximate" or config.max_miss != FitConfig.model_fields["max_miss"].default:
         raise ConfigError("batches are assigned exactly; use fit, or partial_fit without assignment and max_miss")
+    if config.spherical:
+        raise ConfigError("batches have prototypes that are means; use fit, or partial_fit without spherical")
     if config.anneal > 0:
         raise ConfigError("batches are not annealed; use fit, and go on from it in batches without anneal")
 

@@ -119,6 +119,8 @@ class Setting:
         Temperature at which annealing begins.
     anneal : int
         Steps in which T falls geometrically from `hot` to `temperature`.
+    spherical : bool
+        Whether prototypes have unit length.
     empty : {"split", "farthest", "keep"}
         What becomes of prototypes without rows.
     precision : {"auto", "fp32", "bf16", "int8"}
@@ -141,6 +143,7 @@ class Setting:
     objective_tol: float | None = None
     hot: float = 0.0
     anneal: int = 0
+    spherical: bool = False
     empty: str = "split"
     precision: str = "auto"
     approximate: bool = False

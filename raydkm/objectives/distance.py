@@ -91,6 +91,9 @@ class DistanceObjective(Objective):
             prototypes = torch.where(alive[:, None], means, state.prototypes)
         else:
             prototypes = means.index_copy_(0, empty, means[donors] + self._nudge(means.shape[1]))
+        if setting.spherical:  # of all of unit length these have the least distortion (Dhillon and Modha 2001)
+            prototypes = setting.frame.on_sphere(prototypes)
+            within += float(counts @ (prototypes - means).square().sum(1))
         log_s, residual = state.log_s, 0.0
         if self.balance.active:
             log_s = self.balance.sweep(state.log_s, counts)
@@ -99,8 +102,8 @@ class DistanceObjective(Objective):
             residual = float((log_s - state.log_s).abs().max())
             waits = self.balance.held and residual > HELD_TOLERANCE and (state.step + 1) % MOVE_EVERY > 0
             if waits and bool(alive.all()):
+                within += float(counts @ ((state.prototypes - means).square() - (prototypes - means).square()).sum(1))
                 prototypes = state.prototypes
-                within += float(counts @ (prototypes - means).square().sum(1))
         shift = change(state.prototypes, prototypes)
         missed = float(statistics["missed"] / statistics["sampled"]) if self.approximates(state) else None
         effort = state.effort + (missed is not None and missed > setting.max_miss)

@@ -57,5 +57,10 @@ class Frame:
     def _single(self) -> Tensor:
         return self.shift.float()
 
+    def on_sphere(self, z: Tensor) -> Tensor:
+        """Points (K, d) moved along their rays from the data's origin to unit length; both in the frame."""
+        shift = self.shift.to(z)
+        return torch.nn.functional.normalize(z + shift, dim=1) - shift
+
     def centred_at(self, origin: Tensor) -> Frame:
         return replace(self, shift=origin.to(torch.float32).to(torch.float64))

@@ -130,8 +130,20 @@ def test_a_description_holds_the_defaults_of_its_day() -> None:
             "bounded": True,
             "norm": "none",
             "activation": "relu",
+            "output_norm": "none",
+            "crop": 0,
         },
     }
+
+
+def test_a_crop_leaves_out_the_edge() -> None:
+    encoder = build_encoder("conv", (1, 12, 12), {"dim": 3, "kernel": 3, "crop": 2}, 0).eval()
+    x = torch.rand(2, 1, 12, 12)
+    inner = torch.zeros_like(x)
+    inner[:, :, 2:-2, 2:-2] = x[:, :, 2:-2, 2:-2]
+    assert torch.equal(encoder(x), encoder(inner))
+    assert not torch.equal(encoder(x), encoder(torch.zeros_like(x)))
+    assert encoder.decoder()(encoder(x)).shape == x.shape
 
 
 def test_weights_follow_from_the_seed_alone() -> None:

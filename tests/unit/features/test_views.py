@@ -269,3 +269,9 @@ def test_the_device_shows_the_view_of_the_cpu(view: View, shape: tuple[int, ...]
     rows = rows_of(shape)
     there = view(rows.cuda(), Draws(torch.arange(len(rows)).cuda(), 0))
     torch.testing.assert_close(there.cpu(), view(rows, draws_of(rows)), rtol=1e-4, atol=1e-4)
+
+
+def test_thinner_strokes_are_a_part_of_thicker_ones() -> None:
+    images = rows_of((1, 12, 12))
+    view = replace(STILL, thickness=1.0, thinness=0.0)
+    assert bool((view(images, draws_of(images)) >= images - 1e-6).all())
