@@ -48,7 +48,7 @@ def evaluate(
     labels, clusters, inertia, entropy = [], [], 0.0, 0.0
     for path in table.files:
         row = 0
-        for batch in scan_file(path, list(dict.fromkeys([*columns.needed, label]))):
+        for batch in scan_file(path, list(dict.fromkeys([*columns.needed, label])), at_once=table.rows_at_once):
             if batch[label].null_count:
                 raise InputError(f"{path}: column '{label}' has nulls in rows {row} to {row + len(batch)}")
             result = assigner(columns.extract(batch, path, row, unit=model.unit).rows)

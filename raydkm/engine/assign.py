@@ -270,7 +270,8 @@ def _assigned(assigner: Assigner, task: AssignTask, each: Range, pool: ThreadPoo
     stamp = task.table.stamp(each.source)
 
     def batches() -> Generator[pa.RecordBatch, None, None]:
-        yield from _canonical(scan_file(each.source, needed, each.start, each.stop, stamp=stamp))
+        at_once = task.table.rows_at_once
+        yield from _canonical(scan_file(each.source, needed, each.start, each.stop, stamp=stamp, at_once=at_once))
 
     def assigned(batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
         rows = columns.extract(batch, each.source, row, unit=task.table.unit).rows

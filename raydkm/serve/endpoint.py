@@ -54,8 +54,8 @@ def assign_at(
     check_free(out, overwrite=overwrite)
     with Client(endpoint, token=os.environ.get("RAYDKM_TOKEN")) as client:
         told = client.describe()
-        unit = told["metric"] == "cosine"
-        table = ParquetTable.open(data, column or told["column"], unit=unit, dim=told["dim"])
+        shape = None if told["shape"] is None else tuple(told["shape"])
+        table = ParquetTable.open(data, column or told["column"], unit=told["unit"], dim=told["dim"], shape=shape)
         check_kept(table, keep)
         check_apart(out, [path for path in table.files if "://" not in path])
         with new_directory(out, overwrite=overwrite) as staging:
@@ -80,11 +80,12 @@ def _assigned(
     client: Client, told: dict[str, Any], table: ParquetTable, source: str, top: int | None, keep: Sequence[str]
 ) -> Iterator[pa.Table]:
     """The assigned rows of a file, as many at a time as the service takes."""
-    columns, row = Columns(table.columns.features), 0
+    columns, row = Columns(table.columns.features, shape=table.columns.shape), 0
     width = told["dim"] * table.dtype.itemsize
     most = max(1, min(told["max_vectors"], int(told["max_megabytes"] * 1e6 - _FRAMING_BYTES) // width))
     stamp = table.stamps[table.files.index(source)]
-    for batch in scan_file(source, list(dict.fromkeys([*columns.needed, *keep])), stamp=stamp):
+    needed = list(dict.fromkeys([*columns.needed, *keep]))
+    for batch in scan_file(source, needed, stamp=stamp, at_once=table.rows_at_once):
         for start in range(0, len(batch), most):
             part = batch.slice(start, most)
             found = client.assign_table(columns.extract(part, source, row, unit=table.unit).rows, top)

@@ -59,7 +59,9 @@ class ModelReply(BaseModel):
     objective: str
     metric: str
     clusters: int
-    dim: int
+    dim: int = Field(description="Numbers of a vector.")
+    shape: list[int] | None = Field(description="Of a row, where it is an image or a series.")
+    unit: bool = Field(description="Whether vectors need a direction, so that one of zeros is refused.")
     temperature: float
     collapse_temperature: float | None
     balance: float

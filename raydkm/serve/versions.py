@@ -129,6 +129,8 @@ def _report(name: str, model: Model, checksum: str, most: int, config: ServeConf
         metric=model.config.metric,
         clusters=model.clusters,
         dim=model.input_dim,
+        shape=None if model.shape is None else list(model.shape),
+        unit=model.unit,
         temperature=model.temperature,
         collapse_temperature=record["collapse_temperature"],
         balance=model.config.balance,
