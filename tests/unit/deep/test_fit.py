@@ -19,7 +19,7 @@ from raydkm.deep.fit import fit_features
 from raydkm.deep.train import Stage
 from raydkm.engine.comm import Solo
 from raydkm.engine.fit import Fitted
-from raydkm.errors import ConfigError, ModelError
+from raydkm.errors import ConfigError, EngineError, ModelError
 from raydkm.ops.batch import BATCH_ROWS
 from raydkm.ops.metrics import clustering_accuracy
 from tests.unit.engine.processes import answers_of
@@ -242,3 +242,40 @@ def test_accuracy_is_that_of_learned_features() -> None:
         labels=labels,
     )
     assert clustering_accuracy(y, labels.numpy()) > 0.6
+
+
+OWN = """
+from torch import nn
+
+def build(shape, width=16):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 8))
+"""
+
+
+def test_an_encoder_of_ones_own_is_loaded_only_if_it_is_named(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_for_a_test.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "mine_for_a_test:build"
+    options = {"encoder": own, "encoder_args": "width=24", "rounds": 1, "epochs": 1}
+    model = raydkm.fit(files, column="pixels", clusters=4, engine="local", out=tmp_path / "model", **options)
+    with pytest.raises(ModelError, match="pass its function"):
+        raydkm.load(tmp_path / "model")
+    again = raydkm.load(tmp_path / "model", encoder=own)
+    assert again.checksum() == model.checksum()
+    report = raydkm.assign(tmp_path / "model", files, out=tmp_path / "out", encoder=own)
+    assert report["counts"] == model.counts.tolist()
+
+
+def test_a_map_before_an_encoder_is_part_of_the_model(files: Path, tmp_path: Path) -> None:
+    options = {"map": "standardize", "encoder": "mlp", "encoder_args": "width=32,dim=8,residual=false", "epochs": 2}
+    raydkm.fit(files, column="pixels", clusters=10, engine="local", out=tmp_path / "model", **options)
+    report = raydkm.assign(tmp_path / "model", files, out=tmp_path / "out")
+    assert report["counts"] == raydkm.load(tmp_path / "model").counts.tolist()
+
+
+def test_features_that_are_not_finite_end_the_fit_with_advice() -> None:
+    options = {"encoder": "mlp", "encoder_args": "norm=none", "learning_rate": 1e12, "rounds": 2, "epochs": 1}
+    with pytest.raises(EngineError, match="the training diverged; lower learning_rate"):
+        raydkm.fit(digits()[0].astype(np.float32) * 1e6, clusters=3, batch=64, **options)
