@@ -101,7 +101,7 @@ class Clusterer:
         """
 
         def encode(rows: Tensor) -> Tensor:
-            z = features(rows)
+            z = features(rows.to(self.device))
             norms = torch.linalg.vector_norm(z, dim=1)
             if not bool(norms.isfinite().all()):
                 raise EngineError("features are not finite: the training diverged; lower learning_rate")

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydkm.config import FitConfig
+from raydkm.config import AS_THEY_ARE, FitConfig
 from raydkm.data.source import RowSource
 from raydkm.deep.shuffle import permuted
 from raydkm.engine.comm import Comm, Solo
 from raydkm.engine.fit import fit_rows
+from raydkm.engine.result import model_of
 from raydkm.engine.start import RESTART_STEPS, seed_rows
 from raydkm.ops.frame import Frame
 from raydkm.ops.seeding import SEEDINGS
@@ -44,7 +45,8 @@ def seeded(rows: RowSource, first: int, comm: Comm, config: FitConfig, *, thread
                 device=torch.device("cpu"),
                 start=start.double().numpy(),
             )
-            found.append((fitted.history[-1]["objective"], restart, fitted.state.prototypes + fitted.shift))
+            centers = torch.from_numpy(model_of(fitted, short, AS_THEY_ARE).cluster_centers)
+            found.append((fitted.history[-1]["objective"], restart, centers))
     best = min((each for part in comm.all_gather(found) for each in part), key=lambda each: each[:2])
     return best[2]
 
