@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
@@ -29,8 +30,8 @@ from ray.data.dataset import MaterializedDataset
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raydkm.config import FeatureConfig, FitConfig, FitRunConfig
-from raydkm.data.columns import Block, Columns
-from raydkm.data.parquet import READ_ROWS, ParquetTable
+from raydkm.data.columns import Block, Columns, decode_blocks
+from raydkm.data.parquet import READ_IMAGES, READ_ROWS, ParquetTable
 from raydkm.data.source import RowSource
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import OWN_END, ProcessGroup, gathered
@@ -201,8 +202,15 @@ def _checked(
     if schema is not None and missing:
         raise InputError(f"the data set has no column '{missing[0]}'; there are: {', '.join(schema.names)}")
     known = isinstance(data, MaterializedDataset) or run.cache == "stream"
+    stream = data.select_columns(columns.needed)
+    if schema is not None and columns.encoded(
+        schema.base_schema
+    ):  # by Ray Data's tasks, on nodes that do not train too
+        stream = stream.map_batches(
+            partial(decode_blocks, columns=columns), batch_format="pyarrow", batch_size=READ_IMAGES
+        )
     # whole blocks are handed out: with few of them a worker might get none
-    stream = data.select_columns(columns.needed).repartition(target_num_rows_per_block=READ_ROWS)
+    stream = stream.repartition(target_num_rows_per_block=READ_ROWS)
     return columns, data.count() if known else None, stream
 
 
@@ -315,6 +323,17 @@ def _ingest(task: dict[str, Any], comm: ProcessGroup, device: torch.device) -> R
     return held[0]
 
 
+def _batches(shard: Any) -> Iterator[pa.Table]:
+    """A shard's batches; a refusal of the tasks that made them is raised as such."""
+    try:
+        yield from shard.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow")
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, RaydkmError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise error if cause is None else cause from None
+
+
 def _read_blocks(task: dict[str, Any], shard: Any, comm: ProcessGroup, reading: int) -> Generator[Block, None, None]:
     """This worker's blocks in the data set's reading number `reading`; where one worker stops early, all do.
 
@@ -323,7 +342,7 @@ def _read_blocks(task: dict[str, Any], shard: Any, comm: ProcessGroup, reading: 
     """
     columns, unit, rows = task["columns"], task["config"].metric == "cosine" and task["made"].plain, 0
     stopped, done = f"reading {reading} stopped", f"reading {reading} done"
-    tables = iter(shard.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow"))
+    tables = _batches(shard)
     try:
         for table in tables:
             if comm.signal(stopped, count=0):

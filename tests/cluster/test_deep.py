@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,9 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.data
+from PIL import Image
 from sklearn.datasets import load_digits
 
 import raydkm
+from raydkm.errors import InputError
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -70,3 +74,27 @@ def test_a_rank_killed_while_it_trains_costs_no_epoch(
     ended = [event["epoch"] for event in told if event["event"] == "training" and event["stage"] == "contrastive"]
     assert ended == [1, 2, 3, 4]  # none was done again
     assert raydkm.assign(model, data, out=tmp_path / "out", engine="local")["counts"] == model.counts.tolist()
+
+
+def pngs(rows: np.ndarray) -> list[bytes]:
+    files = [io.BytesIO() for _ in rows]
+    for row, file in zip(rows, files, strict=True):
+        Image.fromarray(row.reshape(8, 8)).save(file, "PNG")
+    return [file.getvalue() for file in files]
+
+
+def test_encoded_images_of_a_data_set_are_decoded_by_its_tasks() -> None:
+    rows = (load_digits().data[:600] * 15).astype(np.uint8)
+    options = {"column": "image", "clusters": 5, "shape": "1x8x8", "workers": 1}
+    model = raydkm.fit(ray.data.from_arrow(pa.table({"image": pngs(rows)})), **options)
+    pixels = raydkm.fit(rows, clusters=5)
+    assert model.checksum() == pixels.checksum()
+
+
+def test_a_damaged_image_of_a_data_set_is_refused_by_row() -> None:
+    images = pngs((load_digits().data[:50] * 15).astype(np.uint8))
+    images[7] = images[7][:20]
+    with pytest.raises(InputError, match=r"row 7, column 'image'"):
+        raydkm.fit(
+            ray.data.from_arrow(pa.table({"image": images})), column="image", clusters=5, shape="1x8x8", workers=1
+        )
