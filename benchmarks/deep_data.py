@@ -1,4 +1,4 @@
-"""Data of `benchmarks/deep.py`: series and tables are generated or come with scikit-learn; images and texts are files."""
+"""Data of `benchmarks/deep.py`: series and tables, generated or of scikit-learn; images and texts are files."""
 
 from __future__ import annotations
 

@@ -396,7 +396,7 @@ class FeatureConfig(_Frozen):
     def _used(self) -> FeatureConfig:
         changed = [name for name in type(self).model_fields if self._is_set(name)]
         if not self.trains:
-            idle = [name for name in changed if name not in ("shape", "map", "neighbours", "agreement")]
+            idle = [name for name in changed if name not in ("shape", "map", "neighbours")]
             if idle:
                 raise ValueError(f"{idle[0]} goes with an encoder")
         if self.trains and any(stage.name == "neighbours" for stage in _stages(self.map)):
@@ -413,6 +413,26 @@ class FeatureConfig(_Frozen):
             raise ValueError("reconstruction goes with loss sr-kmeans")
         if self.loss == "sr-kmeans" and (self.heads > 1 or self.overclustering > 1 or self.label_smoothing):
             raise ValueError("heads, overclustering and label_smoothing go with loss cross-entropy")
+        if self.loss == "sr-kmeans" and self.feature_map is not None:
+            raise ValueError(
+                "feature_map goes with loss cross-entropy; sr-kmeans trains towards the prototypes themselves"
+            )
+        of_rounds = [
+            "epochs",
+            "loss",
+            "heads",
+            "overclustering",
+            "agreement",
+            "last_strength",
+            "label_smoothing",
+            "reconstruction",
+        ]
+        if self.rounds == 0 and (idle := [name for name in of_rounds if self._is_set(name)]):
+            raise ValueError(f"{idle[0]} goes with rounds")
+        if self.loss == "sr-kmeans" and self.pretrain != "contrastive":
+            unseen = [name for name in ("view", "view_args", "strength", "last_strength") if self._is_set(name)]
+            if unseen:
+                raise ValueError(f"{unseen[0]} goes with pretrain contrastive, or loss cross-entropy")
         if self.trains and self.pretrain == "none" and self.rounds == 0:
             raise ValueError(f"encoder {self.encoder} would not be trained: give pretrain or rounds")
         return self
@@ -424,6 +444,11 @@ class FeatureConfig(_Frozen):
     def trains(self) -> bool:
         """Whether there is a network to train."""
         return self.encoder != "identity"
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a linear head is trained, which then assigns rows."""
+        return self.trains and self.rounds > 0 and self.loss == "cross-entropy"
 
     @property
     def plain(self) -> bool:
@@ -450,13 +475,6 @@ class FeatureConfig(_Frozen):
         """How often a fit averages over neighbours."""
         both = _stages(self.map) + _stages(self.feature_map)
         return sum(stage.number or 0 for stage in both if stage.name == "neighbours")
-
-    @property
-    def kind(self) -> str:
-        """The kind of views."""
-        if self.view != "auto":
-            return self.view
-        return {0: "vector", 2: "series", 3: "image"}[len(self.dims or ())]
 
 
 def _stages(text: str | None) -> tuple[Stage, ...]:

@@ -156,9 +156,11 @@ class Model:
         """
         kind = OBJECTIVES[self.config.objective]
         logistic = issubclass(kind, LogisticObjective)
-        if self.weights is None or self.bias is None or (self.reading == "q" and not logistic):
+        by_prototypes = self.reading == "q" and (self.made.has_head or not logistic)
+        if self.weights is None or self.bias is None or by_prototypes:
             if self.reading != "p":
-                return Scores.of(self.prototypes, self.log_s, self.temperature, torch.float32, torch.device("cpu"))
+                log_s = torch.zeros_like(self.log_s) if logistic else self.log_s
+                return Scores.of(self.prototypes, log_s, self.temperature, torch.float32, torch.device("cpu"))
             bias = 0.5 * self.shares.clamp(min=1e-300).log()
             return Scores(self.prototypes / self.temperature, bias.float(), OF_LOGITS)
         if self.reading != "q":
@@ -243,6 +245,8 @@ def load(path: str | os.PathLike, *, encoder: str | None = None) -> Model:
         if unknown := set(tensors) - set(_TENSOR_NAMES):
             raise ModelError(f"{place}: damaged (unknown tensors {', '.join(sorted(unknown))})")
         features, own = described.get("features"), None if encoder is None else own_build(encoder)
+        if own is not None and (features is None or features["encoder"] is None):
+            raise ConfigError(f"encoder {encoder}: the model at {place} has none; drop it")
         maps, network = (load_tensors(content[name]) if name in content else {} for name in (_MAPS, _ENCODER))
         model = Model(
             config=FitConfig(**described["config"]),
@@ -256,7 +260,10 @@ def load(path: str | os.PathLike, *, encoder: str | None = None) -> Model:
         _check_shapes(model, place)
     except RaydkmError:
         raise
-    except (LookupError, TypeError, ValueError, SafetensorError) as error:
+    except (
+        *(AttributeError, LookupError, OverflowError, MemoryError, RuntimeError, TypeError, ValueError),
+        SafetensorError,
+    ) as error:
         raise ModelError(f"{place}: damaged ({type(error).__name__}: {str(error).splitlines()[0]})") from None
     return model
 

@@ -62,7 +62,7 @@ def fit(
         Arrays and tables are fitted in this process; Parquet and data sets where `engine` says.
     out : path, optional
         Directory to save the model in. Where a run with the same `run_dir`, parameters and files has done so, nothing
-        is done, and that model returned.
+        is done, and that model returned; but for an encoder, or neighbours.
     overwrite : bool
         Whether `out` may be replaced.
     sample_weight : array-like (n,), optional
@@ -128,8 +128,14 @@ def fit_model(
                 f"cache and memory_budget go with Parquet files: the rows of an {kind} are in memory already"
             )
     checkpoints = CheckpointFile(run.run_dir, run.checkpoint_every) if run.run_dir else None
-    if made.trains and run.cache == "stream":
-        raise ConfigError("cache stream: an encoder is trained on rows in any order, which have to be held; use auto")
+    if (made.trains or made.hops) and run.cache == "stream":
+        raise ConfigError("cache stream: an encoder and neighbours take rows in any order, which are held; use auto")
+    if made.trains and config.max_time is not None:
+        raise ConfigError("max_time ends ADM steps, not a training; with an encoder lower its epochs and rounds")
+    if made.trains and config.seed_rows == "all":
+        raise ConfigError("seed_rows all: learned features are seeded on a sample; give a number of rows, or none")
+    if made.trains and start is not None and (made.heads > 1 or made.overclustering > 1 or made.feature_map):
+        raise ConfigError("initial prototypes are of an encoder's features; drop heads, overclustering and feature_map")
     if made.trains and (config.weight is not None or sample_weight is not None):
         raise ConfigError("weights: an encoder is trained on every row alike; drop the weights, or the encoder")
     if checkpoints is not None and made.plain and (saved := checkpoints.load()) is not None:

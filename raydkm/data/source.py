@@ -222,7 +222,7 @@ class RowSource:
         EngineError
             If some are read again at each pass.
         """
-        self._check_held()
+        self.check_held()
         if len(self._chunks) == 1:
             rows = self._chunks[0].rows
             return rows[positions.to(rows.device)]
@@ -235,20 +235,22 @@ class RowSource:
 
     def everything(self, part: slice = slice(None)) -> Tensor:
         """All rows (n, d) of this worker, or a part of each chunk; raises as `take` does."""
-        self._check_held()
+        self.check_held()
         parts = [chunk.rows[part] for chunk in self._chunks]
         return parts[0] if len(parts) == 1 else torch.cat([rows.cpu() for rows in parts])
 
     def with_rows(self, rows: Tensor) -> RowSource:
         """Other rows (n, D) in the place of this worker's, with their weights; raises as `take` does."""
-        self._check_held()
+        self.check_held()
         weights = [chunk.weight for chunk in self._chunks if chunk.weight is not None]
         weight = torch.cat([each.to(rows.device) for each in weights]) if weights else None
         return RowSource([Chunk(0, rows, weight)], self.first, self.total, repeats=self.repeats)
 
-    def _check_held(self) -> None:
+    def check_held(self) -> None:
+        """Raise `EngineError` if there are no rows, or some are read again at each pass."""
         if self._rests or not self._chunks:
-            raise EngineError("the rows of this worker are not held: give memory, disk (TMPDIR) or more workers")
+            reason = "has none" if not self._rests else "cannot hold them: give memory, disk (TMPDIR) or more workers"
+            raise EngineError(f"rows are to be taken in any order, and a worker {reason}")
 
 
 def hold_rows(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -22,6 +24,8 @@ from raydkm.engine.where import torch_threads
 from raydkm.errors import EngineError
 from raydkm.features.features import Features
 from raydkm.model import Model
+from raydkm.objectives import OBJECTIVES
+from raydkm.objectives.logistic import LogisticObjective
 from raydkm.ops.frame import Frame
 from raydkm.ops.soft import SoftAssignment
 
@@ -50,7 +54,11 @@ class Clustering:
         """Labels (n,) or, of a soft model, posteriors q (n, K) of rows at `positions`, whose features are given."""
         if self.model.hard:
             return self.labels[positions]
-        return SoftAssignment(self.model.scores())(self.model.frame()(features)).dense()
+        return self._soft(self.model.frame()(features.cpu())).dense()
+
+    @cached_property
+    def _soft(self) -> SoftAssignment:
+        return SoftAssignment(self.model.read_as("q").scores())
 
     def summary(self) -> dict[str, Any]:
         """What a person wants to know, with the signs of a collapse."""
@@ -79,8 +87,8 @@ class Clusterer:
     made : FeatureConfig
     threads : int
     device : torch.device
-    tiers : Tiers
-        Where features are held.
+    tiers : callable
+        Gives the room there is for features.
     """
 
     rows: RowSource
@@ -89,7 +97,7 @@ class Clusterer:
     made: FeatureConfig
     threads: int
     device: torch.device
-    tiers: Tiers
+    tiers: Callable[[], Tiers]
 
     def encoded(self, features: Features) -> RowSource:
         """The features of this worker's rows, each canonical batch computed by one thread.
@@ -111,7 +119,7 @@ class Clusterer:
 
         made: list[RowSource] = []
         with self._pool() as pool:
-            gathered(self.comm, lambda: made.append(self.rows.mapped(encode, self.tiers, pool.map)))
+            gathered(self.comm, lambda: made.append(self.rows.mapped(encode, self.tiers(), pool.map)))
         return made[0]
 
     def prepared(self, encoded: RowSource) -> tuple[RowSource, Graph | None]:
@@ -129,7 +137,7 @@ class Clusterer:
             return encoded
         with self._pool() as pool:
             passes = Passes(encoded, self.comm, self.device, self._pool_threads, pool.map)
-            _, mapped = fit_maps(self.made.feature_stages, passes, self.config, self.tiers)
+            _, mapped = fit_maps(self.made.feature_stages, passes, self.config, self.tiers())
         return cast(RowSource, mapped.source)
 
     @property
@@ -144,7 +152,8 @@ class Clusterer:
         return neighbours(self._normal(encoded), self.comm, count, threads=self.threads)
 
     def _normal(self, encoded: RowSource) -> Tensor:
-        return Frame.identity(self.config.metric, 0).normalise(encoded.everything().cpu())
+        gathered(self.comm, encoded.check_held)
+        return Frame.identity(self.config.metric, 0).normalise(encoded.everything().cpu().float())
 
     def clustered(self, rows: RowSource, config: FitConfig, start: Tensor | None) -> Clustering:
         """The clusters of features, from prototypes `start` (K, d) on if they are given."""
@@ -187,20 +196,32 @@ class Clusterer:
         best = torch.empty(encoded.held, dtype=torch.int64)
         for batch in encoded.batches():
             best[batch.first : batch.first + len(batch)] = torch.addmm(b, frame(batch.rows).cpu(), theta.T).argmax(1)
-        fitted = self.settled(encoded, config, best, None, report)
+        alone = config.model_copy(update={"balance": 0.0, "min_share": 0.0, "max_share": 1.0, "marginal": None})
+        fitted = self.settled(encoded, alone, best, None, report)
         frame = frame.centred_at(fitted.shift)
+        means = means_of(encoded, best, config, self.comm) - fitted.shift
         b = (b.double() + theta.double() @ fitted.shift).float()  # in the coordinates of the frame
         counts, inertia = torch.zeros(len(b), dtype=torch.float64), 0.0
         for batch in encoded.batches():
             z = frame(batch.rows).cpu()
             own = torch.addmm(b, z, theta.T).argmax(1)
             counts += torch.bincount(own, minlength=len(b))
-            inertia += float((z - fitted.means[own].float()).double().square().sum())
+            inertia += float((z - means[own].float()).double().square().sum())
             if labels is not None:
                 labels[batch.first : batch.first + len(batch)] = own
         parts = self.comm.all_gather((counts, inertia))
-        total = torch.stack([count for count, _ in parts]).sum(0)
-        return replace(fitted, counts=total, inertia=sum(part for _, part in parts), head=(theta, b))
+        return replace(
+            fitted,
+            state=fitted.state if self._logistic else replace(fitted.state, prototypes=means),
+            means=means,
+            counts=torch.stack([count for count, _ in parts]).sum(0),
+            inertia=sum(part for _, part in parts),
+            head=(theta, b),
+        )
+
+    @property
+    def _logistic(self) -> bool:
+        return issubclass(OBJECTIVES[self.config.objective], LogisticObjective)
 
     def _fit(
         self,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
+from socket import gethostname
 from typing import Any, cast
 
 import numpy as np
@@ -22,11 +24,12 @@ from raydkm.deep.clusters import Clusterer, means_of
 from raydkm.deep.saved import SavedFile
 from raydkm.deep.training import Training
 from raydkm.engine.checkpoint import CheckpointFile
-from raydkm.engine.comm import Comm
+from raydkm.engine.comm import Comm, gathered
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.maps import fit_maps
 from raydkm.engine.passes import Passes, thread_pool
 from raydkm.engine.progress import Reporter
+from raydkm.engine.start import digest
 from raydkm.engine.survey import survey
 from raydkm.engine.where import tiers_of
 from raydkm.features.features import Features
@@ -53,20 +56,25 @@ def fit_features(
     """
     report = report or Reporter([])
     began = time.perf_counter()
-    tiers = tiers_of(run, device, comm.world_size)
+    if made.trains or made.hops:
+        gathered(comm, source.check_held)
+    beside = comm.all_gather(gethostname()).count(gethostname())  # workers on this machine
     with thread_pool(threads if device.type == "cpu" else 1) as pool:
         passes = Passes(source, comm, device, threads if device.type == "cpu" else 1, pool.map)
-        maps, mapped = fit_maps(made.stages, passes, config, tiers) if made.stages else ((), passes)
+        maps, mapped = (
+            fit_maps(made.stages, passes, config, tiers_of(run, device, beside)) if made.stages else ((), passes)
+        )
         look = survey(passes, "euclidean", 1, config.seed)
     pixels = made.trains and not maps and look.sample_rows.dtype == torch.uint8
     features = Features(len(look.extent.low), made.dims, pixels, tuple(map(str, made.stages)), maps)
     seconds, facts = {"maps": time.perf_counter() - began}, dict[str, Any]()
-    clusterer = Clusterer(source, comm, config, made, threads, device, tiers)
+    clusterer = Clusterer(source, comm, config, made, threads, device, partial(tiers_of, run, device, beside))
     given = None if start is None else torch.from_numpy(np.asarray(start, dtype=np.float64))
     if made.trains:
         file = None
         if run.run_dir:
-            file = SavedFile(run.run_dir, run.checkpoint_every, config, made, look.fingerprint)
+            begun = None if start is None else digest(start)
+            file = SavedFile(run.run_dir, run.checkpoint_every, config, made, f"{look.fingerprint} {begun}")
         training = Training(clusterer, features, file, report)
         training.run([given] + [None] * (len(training.heads) - 1))
         seconds["training"] = time.perf_counter() - began - seconds["maps"]

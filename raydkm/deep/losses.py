@@ -90,9 +90,8 @@ class Contrastive(Loss):
         encoded = self.encoder(torch.cat([first, second])).float()
         with torch.autocast(encoded.device.type, enabled=False):  # similarities are too fine for bf16
             projected = functional.normalize(self.project(encoded), dim=1)
-        mine = torch.cat([slots, slots + size])
-        everyone = of_all_workers(projected, mine, 2 * size)
-        similarities = projected @ everyone.T / self._temperature
+            mine = torch.cat([slots, slots + size])
+            similarities = projected @ of_all_workers(projected, mine, 2 * size).T / self._temperature
         itself = functional.one_hot(mine, 2 * size).bool()
         partner = torch.cat([slots + size, slots])
         loss = functional.cross_entropy(similarities.masked_fill(itself, -torch.inf), partner, reduction="sum")
@@ -194,7 +193,8 @@ class SRKMeans(Loss):
         z = functional.normalize(encoded, dim=1) if self.unit else encoded
         q = target if target.ndim == 2 else functional.one_hot(target, len(self.prototypes)).to(z.dtype)
         theta = self.prototypes
-        # sum_k q_k ||z - theta_k||^2 - ||z||^2, without differences of rows and prototypes
-        pulls = q @ theta.square().sum(1) - 2 * (z * (q @ theta)).sum(1)
+        with torch.autocast(z.device.type, enabled=False):
+            # sum_k q_k ||z - theta_k||^2 - ||z||^2, without differences of rows and prototypes
+            pulls = q @ theta.square().sum(1) - 2 * (z * (q @ theta)).sum(1)
         clusters = pulls.sum() / (self.temperature * part.share.size)
         return (clusters + self._weight * reconstruction(part, self.decoder(encoded)))[None]

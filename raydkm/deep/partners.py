@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from raydkm.data.source import RowSource
@@ -38,10 +37,9 @@ class Partners:
             return self._rows.take(wanted)
         # every worker names what it wants, then gives what it has
         asked = torch.zeros(share.size, dtype=torch.int64).index_copy_(0, share.slots, wanted)
-        torch.distributed.all_reduce(asked)
+        self._comm.sum_up(asked)
         mine = torch.nonzero((asked >= self._start) & (asked < self._start + self._rows.held)).flatten()
-        held = self._rows.take(asked[mine] - self._start)
-        given = torch.zeros(share.size, held.shape[1], dtype=held.dtype, device=held.device)
-        given.index_copy_(0, mine.to(held.device), held)
-        torch.distributed.all_reduce(given)
-        return given[share.slots.to(held.device)]
+        held = self._rows.take(asked[mine] - self._start).cpu()
+        given = torch.zeros(share.size, held.shape[1], dtype=held.dtype).index_copy_(0, mine, held)
+        self._comm.sum_up(given)
+        return given[share.slots]

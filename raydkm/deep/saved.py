@@ -54,7 +54,7 @@ class SavedFile:
     config, made
         What is fitted; another one is not gone on with.
     fingerprint : str
-        Of the rows.
+        Of the rows, and of initial prototypes.
     """
 
     def __init__(self, run_dir: str, every: float, config: FitConfig, made: FeatureConfig, fingerprint: str):
@@ -102,7 +102,7 @@ class SavedFile:
             check_same(described["config"], self._config)
             check_same(described["made"], self._made)
             if described["fingerprint"] != self._fingerprint:
-                raise ConfigError("this run was started on other rows; name another run")
+                raise ConfigError("this run was started on other rows, or from other prototypes; name another run")
             starts = [parts["start"].get(str(head)) for head in range(described["heads"])]
             return Saved(
                 described["stage"],

@@ -138,7 +138,8 @@ def train(
         Called after every epoch, in all workers.
     """
     module, world = stage.module.to(device).train(), comm.world_size
-    net = DistributedDataParallel(module) if world > 1 else module
+    unused = ":" in stage.config.encoder  # somebody's own may have weights that a loss does not reach
+    net = DistributedDataParallel(module, find_unused_parameters=unused) if world > 1 else module
     low = stage.config.amp == "bf16" or (stage.config.amp == "auto" and has_bf16(device))
     with torch_threads(threads):
         stage.total, began, since = stage.total.to(device), time.perf_counter(), stage.step

@@ -21,7 +21,7 @@ from raydkm.deep.train import Stage, Trained, train
 from raydkm.engine.comm import gathered
 from raydkm.engine.neighbours import agreement
 from raydkm.engine.progress import Reporter
-from raydkm.errors import ConfigError
+from raydkm.errors import ConfigError, EngineError
 from raydkm.features.encoders import Encoder, build_encoder
 from raydkm.features.features import Features
 from raydkm.features.views import VIEWS, VectorView, View
@@ -73,8 +73,6 @@ class Training:
         self.heads = heads_of(config, made)
         counts = clusterer.comm.all_gather(clusterer.rows.held)
         self._start, self._total = sum(counts[: clusterer.comm.rank]), sum(counts)
-        if not all(counts):
-            raise ConfigError(f"{counts.count(0)} of {len(counts)} workers have no rows to train on; use fewer workers")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self._losses = self._modules(encoder)
@@ -171,6 +169,9 @@ class Training:
         kept = 1.0
         if targets is not None and self._learned is not None:
             kept = sum(of.comm.all_gather(int(self._learned.sum()))) / self._total
+            self._tell({"stage": "agreement", "learned": round(kept, 6)})
+            if kept == 0:
+                raise EngineError(f"no row's neighbours agree with it to {of.made.agreement:g}; lower agreement")
 
         def make(share: Share, salt: int) -> Part:
             if kept < 1:
@@ -209,10 +210,16 @@ class Training:
     def _view(self, strength: float | None = None) -> View:
         """The views that the configuration asks for; noise of vectors is measured by the columns' deviations."""
         made = self._of.made
-        kind, given = VIEWS[made.kind], arguments_of(made.view_args)
+        shape = self.features.input_shape
+        fitting = {1: "vector", 2: "series", 3: "image"}[len(shape)]
+        if made.view not in ("auto", fitting):
+            raise ConfigError(
+                f"view {made.view}: the encoder takes rows of shape {shape}, whose views are of {fitting}"
+            )
+        kind, given = VIEWS[fitting], arguments_of(made.view_args)
         known = {field.name for field in fields(kind)} - ({"scale"} if kind is VectorView else set())
         if unknown := sorted(set(given) - known):
-            raise ConfigError(f"view_args: {made.kind} views have no {unknown[0]!r}, but {', '.join(sorted(known))}")
+            raise ConfigError(f"view_args: {fitting} views have no {unknown[0]!r}, but {', '.join(sorted(known))}")
         given = {"strength": made.strength if strength is None else strength} | given
         return kind(**given) if kind is not VectorView else VectorView(scale=self._deviations(), **given)
 

@@ -112,8 +112,18 @@ class Assigner:
         return Assignment(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
     def _features(self, rows: NDArray) -> Tensor:
-        x = as_tensor(rows)
-        return x if self.model.features is None else self.model.features(x)
+        x, features = as_tensor(rows), self.model.features
+        if features is None:
+            return x
+        if features.encoder is not None and x.dtype == torch.uint8 and not features.pixels:
+            raise InputError("pixels of 8 bits, where the model was fitted to other numbers; scale them alike")
+        z = features(x)
+        if not bool(z.isfinite().all()):
+            bad = int((~z.isfinite()).any(1).nonzero()[0])
+            raise InputError(
+                f"row {bad} of a batch: features that are not finite; is it of the scale of the fit's rows?"
+            )
+        return z
 
     def _tile(self, z: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         best = self._index(z, top)

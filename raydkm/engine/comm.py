@@ -32,6 +32,9 @@ class Comm(Protocol):
     def all_gather(self, value: Any) -> list[Any]:
         """Every worker's value, by rank; for small things, a few times a fit."""
 
+    def sum_up(self, tensor: Tensor) -> None:
+        """Sum a tensor of the host over all workers, in place; not exactly, if it is of floats."""
+
     def broadcast(self, tensor: Tensor, source: int) -> None:
         """Fill a tensor of the host, of the same shape in all workers, with that of worker `source`."""
 
@@ -69,6 +72,9 @@ class Solo:
 
     def all_gather(self, value: Any) -> list[Any]:
         return [value]
+
+    def sum_up(self, tensor: Tensor) -> None:
+        pass
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
         pass
@@ -120,7 +126,14 @@ class ProcessGroup:
             raise self._broken_off("an exchange", error) from error
         return values
 
+    def sum_up(self, tensor: Tensor) -> None:
+        try:
+            torch.distributed.all_reduce(tensor, group=self._control)
+        except RuntimeError as error:
+            raise self._broken_off("adding up", error) from error
+
     def broadcast(self, tensor: Tensor, source: int) -> None:
+        self.wait()  # names a worker that does not come
         try:
             torch.distributed.broadcast(tensor, source, group=self._control)
         except RuntimeError as error:

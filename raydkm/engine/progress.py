@@ -5,8 +5,8 @@ An event is a dict whose "event" is one of
 - ``run``: the fit begins. `config`, `rows`, `dim`, `workers`, `threads`, `device`, `resumed_step`
 - ``phase``: a phase has ended. `phase` (ingest, survey, seeding, steps, assignment), `seconds`
 - ``training``: of an encoder, an epoch has ended (`stage`, `epoch`, `loss`, `seconds`, `rows_per_second`; of several
-  heads also their losses `heads`), or features were clustered (`stage`, `head`, `clusters`, and the fields of
-  `raydkm.deep.clusters.Clustering.summary`)
+  heads also their losses `heads`), features were clustered (`stage`, `head`, `clusters`, and the fields of
+  `raydkm.deep.clusters.Clustering.summary`), or it is known of how many rows the neighbours agree (`learned`)
 - ``step``: the fields of a history entry, `rows_per_second` and `seconds_left` (None if unknown)
 - ``end``: the fit has ended. `steps`, `stopped` (by which rule), `inertia`
 - ``failed``: it was refused, or given up. `error`
@@ -122,6 +122,8 @@ class Log:
 
 
 def _training(event: Event) -> str:
+    if "learned" in event:
+        return f"learning from {event['learned']:.2%} of the rows, whose neighbours agree"
     if "epoch" in event:
         return (
             f"{event['stage']}, epoch {event['epoch']}: loss {event['loss']:.4g}, "

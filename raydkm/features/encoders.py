@@ -37,6 +37,10 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 }
 
 
+#: What a model artefact may ask for, before it is known whether its tensors are of that size.
+MOST_LAYERS, LARGEST_SIZE = 1000, 2**20
+
+
 class Encoder(nn.Module):
     """A network (n, *shape) float32 -> (n, dim) float32, also where autocast computes it in less.
 
@@ -335,6 +339,11 @@ def rebuild(description: Mapping[str, Any], tensors: Mapping[str, Tensor], own: 
         name, shape, arguments = str(description["name"]), tuple(description["shape"]), dict(description["arguments"])
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"the model's description of its encoder is damaged: {description!r}") from error
+    numbers = [size for value in arguments.values() for size in (value if isinstance(value, list) else [value])]
+    if len(numbers) > MOST_LAYERS or any(isinstance(size, int) and size > LARGEST_SIZE for size in numbers):
+        raise ModelError(f"the model's encoder has sizes that none has: {arguments!r:.200}")
+    if isinstance(arguments.get("depth"), int) and arguments["depth"] > MOST_LAYERS:
+        raise ModelError(f"the model's encoder has {arguments['depth']} layers")
     if own is None and name not in ENCODERS:
         raise ModelError(
             f"the model has an encoder of its user's own, {name}, which is not loaded from a model: pass its function "

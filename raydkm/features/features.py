@@ -17,6 +17,9 @@ from raydkm.features.maps import Map, map_of
 #: Numbers of the inputs that an encoder takes at a time, so that its layers need no more memory for larger rows.
 INPUTS_AT_ONCE = 2**20
 
+#: Numbers of a stored row, at most.
+LARGEST_ROW = 2**27
+
 
 @dataclass(frozen=True)
 class Features:
@@ -116,10 +119,14 @@ def features_of(
         parts[int(number)][rest] = tensor
     made = tuple(map_of(stage, tensors) for stage, tensors in zip(stages, parts, strict=True))
     net, shape, dim = described["encoder"], described["shape"], int(described["input_dim"])
+    if not 0 < dim <= LARGEST_ROW:
+        raise ModelError(f"rows of {dim} numbers")
     for stage, each in zip(stages, made, strict=True):
         if each.input_dim != dim:
             raise ModelError(f"map {stage} takes {each.input_dim} dimensions, there are {dim}")
         dim = each.dim
+    if net is not None and prod(net["shape"]) != dim:
+        raise ModelError(f"the encoder takes {prod(net['shape'])} numbers, there are {dim}")
     return Features(
         int(described["input_dim"]),
         None if shape is None else tuple(int(length) for length in shape),

@@ -175,7 +175,7 @@ def _dilated(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VectorView(View):
-    """Views of vectors (n, d): noise, dropped features, and a step towards a similar row.
+    """Views of vectors (n, d): noise and dropped features.
 
     Attributes
     ----------
@@ -187,22 +187,12 @@ class VectorView(View):
         The probability that a feature is set to zero; the others grow by 1 / (1 - dropout), so that means stay.
     masking : float
         The largest part of a row's features that is set to zero without that; the part is uniform up to it.
-    mixup : float
-        How far at most a row goes towards its partner, in parts of the way (after Zhang et al. 2018).
     """
 
     noise: float = 0.1
     scale: Tensor | None = None
     dropout: float = 0.1
     masking: float = 0.0
-    mixup: float = 0.5
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor, draws: Draws, partner: Tensor | None = None) -> Tensor:
-        """A view of each row of x (n, d) float32; `partner` (n, d) holds a similar row for each, as a neighbour."""
-        if partner is not None:
-            x = x.lerp(partner, draws.uniform(1) * self._times(self.mixup, 1))
-        return super().__call__(x, draws)
 
     def _changed(self, x: Tensor, draws: Draws) -> Tensor:
         if self.noise:

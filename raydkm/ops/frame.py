@@ -38,7 +38,8 @@ class Frame:
         """Rows as float32 (float64 where `x` is), of unit length if the metric is cosine."""
         x = x.to(torch.float64 if x.dtype == torch.float64 or self.dtype == torch.float64 else torch.float32)
         if self.metric == "cosine":
-            x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True)
+            norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+            x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)  # features may be zero, which rows may not
         return x
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import raydkm
 from raydkm.config import FitRunConfig, configure
 from raydkm.data.source import RowSource
 from raydkm.deep.fit import fit_features
+from raydkm.deep.losses import CrossEntropy
 from raydkm.deep.train import Stage
 from raydkm.engine.comm import Solo
 from raydkm.engine.fit import Fitted
 from raydkm.errors import ConfigError, EngineError, ModelError
+from raydkm.features.features import features_of
 from raydkm.ops.batch import BATCH_ROWS
 from raydkm.ops.metrics import clustering_accuracy
 from tests.unit.engine.processes import answers_of
@@ -218,6 +221,11 @@ def test_maps_and_neighbours_alone_are_assigned_as_they_were_fitted(files: Path,
         ({"encoder": "conv"}, "encoder conv is for rows of shape"),
         ({"encoder": "mlp", "encoder_args": "depht=3"}, "no argument 'depht'"),
         ({"shape": "28"}, "must be channels x height x width"),
+        ({"agreement": 0.9}, "agreement goes with an encoder"),
+        ({"encoder": "mlp", "rounds": 0, "pretrain": "contrastive", "epochs": 3}, "epochs goes with rounds"),
+        ({"encoder": "mlp", "loss": "sr-kmeans", "feature_map": "center"}, "feature_map goes with loss cross-entropy"),
+        ({"encoder": "mlp", "max_time": 3}, "max_time ends ADM steps"),
+        ({"encoder": "mlp", "view": "image"}, "whose views are vector"),
         ({"encoder": "nowhere.at.all:build"}, "nowhere.at.all cannot be imported|nowhere"),
     ],
 )
@@ -279,3 +287,74 @@ def test_features_that_are_not_finite_end_the_fit_with_advice() -> None:
     options = {"encoder": "mlp", "encoder_args": "norm=none", "learning_rate": 1e12, "rounds": 2, "epochs": 1}
     with pytest.raises(EngineError, match="the training diverged; lower learning_rate"):
         raydkm.fit(digits()[0].astype(np.float32) * 1e6, clusters=3, batch=64, **options)
+
+
+def test_balanced_targets_are_learned_from_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sinkhorn targets all clusters have equal shares; the posteriors that they come from have not."""
+    seen: list[torch.Tensor] = []
+
+    def losses(self: CrossEntropy, part: Any) -> torch.Tensor:
+        seen.append(part.targets[0])
+        return losses_of(self, part)
+
+    losses_of = CrossEntropy.losses
+    monkeypatch.setattr(CrossEntropy, "losses", losses)
+    x, _ = digits()
+    options = {**TINY, "objective": "sinkhorn", "metric": "euclidean", "pretrain": "none", "rounds": 1, "epochs": 1}
+    fit_here(x, **{name: value for name, value in options.items() if name != "pretrain_epochs"})
+    shares = torch.cat(seen).double().mean(0)
+    torch.testing.assert_close(shares, torch.full_like(shares, 0.1), rtol=0, atol=2e-3)
+
+
+def test_rows_of_any_dtype_have_neighbours() -> None:
+    x, _ = digits()
+    labels = [
+        raydkm.fit(x.astype(dtype), clusters=10, map="neighbours:2").counts.tolist() for dtype in (np.float64, np.uint8)
+    ]
+    assert labels[0] == labels[1]
+
+
+def test_inertia_is_that_of_the_model(model: raydkm.Model, files: Path) -> None:
+    found = raydkm.evaluate(model.read_as("q"), files, label="label")
+    prototypes, frame = model.prototypes.double(), model.frame()
+    assert model.features is not None
+    z = frame(model.features(torch.from_numpy(digits()[0]))).double()
+    labels = torch.cat([each.argmax(1) for each in model.scores()(z.float()).split(500)])
+    inertia = float((z - prototypes[labels]).square().sum())
+    assert inertia == pytest.approx(model.record["inertia"], rel=1e-4)
+    assert found["inertia"] <= inertia  # of the nearest prototypes
+
+
+def test_prototypes_are_the_means_of_what_the_head_assigns(model: raydkm.Model) -> None:
+    assert model.features is not None
+    z = model.frame()(model.features(torch.from_numpy(digits()[0]))).double()
+    labels = model.scores()(z.float()).argmax(1)
+    means = torch.stack([z[labels == cluster].mean(0) for cluster in range(10)])
+    torch.testing.assert_close(model.prototypes.double(), means, rtol=0, atol=1e-3)
+
+
+def test_both_readings_of_a_model_with_a_head(model: raydkm.Model, files: Path) -> None:
+    q, p = (raydkm.evaluate(model, files, label="label", reading=reading) for reading in ("q", "p"))
+    assert p == raydkm.evaluate(model, files, label="label")
+    assert q["mean_entropy"] == 0 < p["mean_entropy"]
+    assert abs(q["acc"] - p["acc"]) < 0.1
+
+
+def test_rows_that_nobody_agrees_with_end_the_fit() -> None:
+    noise = np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32)
+    options = {"encoder": "mlp", "agreement": 1.0, "neighbours": 40, "rounds": 1, "epochs": 1}
+    with pytest.raises(EngineError, match="lower agreement"):
+        raydkm.fit(noise, clusters=60, batch=64, **options)
+
+
+def test_an_artefact_that_asks_for_impossible_layers_is_refused(model: raydkm.Model) -> None:
+    features = model.features
+    assert features is not None
+    for name, value in (("dim", 10**12), ("kernel", 10**9), ("channels", [1] * 10**5)):
+        described = json.loads(json.dumps(features.described()))
+        described["encoder"]["arguments"][name] = value
+        with pytest.raises(ModelError, match="sizes that none has"):
+            features_of(described, {}, features.encoder_tensors())
+    described = json.loads(json.dumps(features.described())) | {"input_dim": 10**12}
+    with pytest.raises(ModelError, match="rows of 1000000000000 numbers"):
+        features_of(described, {}, features.encoder_tensors())

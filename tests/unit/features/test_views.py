@@ -212,15 +212,6 @@ def test_dropped_features_keep_the_mean_and_masked_ones_do_not() -> None:
     assert parts.max() > 0.4
 
 
-def test_a_row_goes_up_to_half_the_way_to_its_partner() -> None:
-    rows, partners = torch.zeros(500, 4), torch.ones(500, 4)
-    seen = VectorView(noise=0, dropout=0)(rows, draws_of(rows), partners)
-    assert torch.equal(seen, seen[:, :1].expand(-1, 4))
-    assert seen.min() >= 0
-    assert 0.45 < seen.max() <= 0.5
-    assert torch.equal(VectorView(strength=0)(rows, draws_of(rows), partners), rows)
-
-
 def test_a_part_of_the_time_is_stretched_to_the_length() -> None:
     ramp = torch.arange(41.0).expand(300, 2, 41)
     seen = SeriesView(jitter=0, scaling=0, masking=0, crop=0.4)(ramp, draws_of(ramp))
