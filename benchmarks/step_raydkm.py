@@ -51,7 +51,7 @@ class Ready:
 def ready(x: Rows, start: Rows, objective: str, threads: int) -> Iterator[Ready]:
     """All of a fit that comes before its first step. The survey's sample, of no use here, is as small as may be."""
     clusters = len(start)
-    config, _ = configure({**options(objective, 1), "clusters": clusters, "init": "array", "seed_rows": clusters})
+    config, *_ = configure({**options(objective, 1), "clusters": clusters, "init": "array", "seed_rows": clusters})
     device = torch.device("cpu")
     with thread_pool(threads) as pool:
         passes = Passes(RowSource.of(torch.from_numpy(x)), Solo(), device, threads, pool.map)

@@ -21,7 +21,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from raydkm.api.fit import fit_model, names_files
 from raydkm.api.given import read_given
 from raydkm.api.partial import fit_batch
-from raydkm.config import FitConfig, FitRunConfig, configure
+from raydkm.config import AS_THEY_ARE, FitConfig, FitRunConfig, configure
 from raydkm.data.source import RowSource
 from raydkm.engine.label import label
 from raydkm.engine.minibatch import Running, has_batches
@@ -203,7 +203,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         start, config, run = self._configured(self._seed())
         columnar = _is_columnar(X)
         data = X if columnar else self._array(X, reset=True)
-        model, labels = fit_model(data, config, run, start=start, sample_weight=sample_weight)
+        model, labels = fit_model(data, config, AS_THEY_ARE, run, start=start, sample_weight=sample_weight)
         if columnar and hasattr(self, "feature_names_in_"):  # of an earlier fit
             del self.feature_names_in_
         self._running: Running | None = None

@@ -18,7 +18,7 @@ from torch import Tensor
 from raydkm.api.finished import finished_before
 from raydkm.api.given import files_named, read_given
 from raydkm.atomic import check_free
-from raydkm.config import AS_THEY_ARE, FeatureConfig, FitConfig, FitRunConfig, configure
+from raydkm.config import FeatureConfig, FitConfig, FitRunConfig, configure
 from raydkm.data.columns import Columns
 from raydkm.data.files import find_files
 from raydkm.data.parquet import ParquetTable
@@ -95,7 +95,7 @@ def fit(
                 return before
         check_free(out, overwrite=overwrite)
         check_apart(out, [*(find_files(data) if names_files(data) else []), *named])
-    model, _ = fit_model(data, config, run, made, start=start, sample_weight=sample_weight, callbacks=callbacks)
+    model, _ = fit_model(data, config, made, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
     if out is not None:
         model.save(out, overwrite=overwrite)
     return model
@@ -104,8 +104,8 @@ def fit(
 def fit_model(
     data: Data,
     config: FitConfig,
+    made: FeatureConfig,
     run: FitRunConfig,
-    made: FeatureConfig = AS_THEY_ARE,
     *,
     start: NDArray | None = None,
     sample_weight: ArrayLike | None = None,

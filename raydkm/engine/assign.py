@@ -115,7 +115,7 @@ class Assigner:
         x, features = as_tensor(rows), self.model.features
         if features is None:
             return x
-        if features.encoder is not None and x.dtype == torch.uint8 and not features.pixels:
+        if features.encoder is not None and not features.maps and x.dtype == torch.uint8 and not features.pixels:
             raise InputError("pixels of 8 bits, where the model was fitted to other numbers; scale them alike")
         z = features(x)
         if not bool(z.isfinite().all()):

@@ -47,7 +47,7 @@ def digits() -> np.ndarray:
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
     """A model on disk, and the clusters that its fit reported."""
     config, made, run = configure(OPTIONS)
-    model, labels = fit_model(digits(), config, run, made)
+    model, labels = fit_model(digits(), config, made, run)
     place = tmp_path_factory.mktemp("models") / "digits"
     model.save(place)
     assert labels is not None

@@ -12,7 +12,7 @@ import typer
 
 import raydkm
 from raydkm.cli import app, main
-from raydkm.config import AssignConfig, FitConfig, FitRunConfig, PlanConfig
+from raydkm.config import AssignConfig, FeatureConfig, FitConfig, FitRunConfig, PlanConfig
 
 GOOD = [[float(i), float(i * i % 7)] for i in range(12)]
 
@@ -57,13 +57,14 @@ def options_of(command: str) -> set[str]:
 
 
 def test_fit_has_an_option_for_every_parameter() -> None:
-    declared = {f"--{name.replace('_', '-')}" for name in [*FitConfig.model_fields, *FitRunConfig.model_fields]}
+    fields = [*FitConfig.model_fields, *FeatureConfig.model_fields, *FitRunConfig.model_fields]
+    declared = {f"--{name.replace('_', '-')}" for name in fields}
     assert options_of("fit") == declared | {"--out", "--config", "--overwrite", "--json"}
 
 
 def test_assign_has_an_option_for_every_parameter_of_a_run() -> None:
     declared = {f"--{name.replace('_', '-')}" for name in AssignConfig.model_fields}
-    own = {"--out", "--top", "--keep", "--column", "--reading", "--endpoint", "--overwrite", "--json"}
+    own = {"--out", "--top", "--keep", "--column", "--reading", "--encoder", "--endpoint", "--overwrite", "--json"}
     assert options_of("assign") == declared | own
 
 

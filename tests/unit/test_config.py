@@ -7,21 +7,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from raydkm.config import FitConfig, FitRunConfig, configure, read_yaml
+from raydkm.config import FeatureConfig, FitConfig, FitRunConfig, configure, read_yaml
 from raydkm.errors import ConfigError
 
 
 def test_options_are_sorted_into_what_determines_the_result_and_what_does_not() -> None:
-    config, run = configure({"clusters": 3, "balance": 0.5, "threads": 2, "engine": "local"})
+    config, made, run = configure({"clusters": 3, "balance": 0.5, "map": "center", "threads": 2, "engine": "local"})
     assert (config.clusters, config.balance) == (3, 0.5)
     assert (run.threads, run.engine) == (2, "local")
-    assert configure({}) == (FitConfig(), FitRunConfig())
+    assert made.map == "center"
+    assert configure({}) == (FitConfig(), FeatureConfig(), FitRunConfig())
 
 
-@pytest.mark.parametrize("model", [FitConfig, FitRunConfig])
+@pytest.mark.parametrize("model", [FitConfig, FeatureConfig, FitRunConfig])
 def test_every_parameter_is_described_once(model) -> None:
     assert all(field.description for field in model.model_fields.values())
-    assert not set(FitConfig.model_fields) & set(FitRunConfig.model_fields)
+    names = [name for each in (FitConfig, FeatureConfig, FitRunConfig) for name in each.model_fields]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize(("name", "hint"), [("cluster", "clusters"), ("ballance", "balance"), ("thread", "threads")])

@@ -225,7 +225,7 @@ def test_maps_and_neighbours_alone_are_assigned_as_they_were_fitted(files: Path,
         ({"encoder": "mlp", "rounds": 0, "pretrain": "contrastive", "epochs": 3}, "epochs goes with rounds"),
         ({"encoder": "mlp", "loss": "sr-kmeans", "feature_map": "center"}, "feature_map goes with loss cross-entropy"),
         ({"encoder": "mlp", "max_time": 3}, "max_time ends ADM steps"),
-        ({"encoder": "mlp", "view": "image"}, "whose views are vector"),
+        ({"encoder": "mlp", "view": "image"}, "whose views are (of )?vector"),
         ({"encoder": "nowhere.at.all:build"}, "nowhere.at.all cannot be imported|nowhere"),
     ],
 )

@@ -92,7 +92,7 @@ def test_one_process_needs_nobody() -> None:
 
 def fit_part(comm: Comm, table: ParquetTable, cuts: list[int], cache: str, **options: Any) -> torch.Tensor:
     """The prototypes of a fit in which this worker has the rows between its two cuts."""
-    config, _ = configure({"column": "x", "tol": 0, "seed_rows": 2 * BATCH_ROWS, **options})
+    config, *_ = configure({"column": "x", "tol": 0, "seed_rows": 2 * BATCH_ROWS, **options})
     source = RowSource.of_table(table, Tiers(cache, 0, CPU), *cuts[comm.rank : comm.rank + 2])
     return fit_rows(source, comm, config, threads=1, device=CPU).state.prototypes
 

@@ -103,13 +103,13 @@ def test_restarts_hand_on_the_effort_that_they_have_come_to(hard) -> None:
 )
 def test_auto_is_approximate_for_many_hard_clusters_without_balance(options, approximates, monkeypatch) -> None:
     monkeypatch.setattr(approximate, "MANY_PROTOTYPES", 50)
-    config, _ = configure({"clusters": 50, "objective": "kmeans", **options})
+    config, *_ = configure({"clusters": 50, "objective": "kmeans", **options})
     assert config.approximate is approximates
 
 
 def test_auto_is_exact_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def approximates(assignment: str, device: str) -> bool:
-        config, _ = configure({"clusters": 200_000, "objective": "kmeans", "assignment": assignment})
+        config, *_ = configure({"clusters": 200_000, "objective": "kmeans", "assignment": assignment})
         return setting_of(config, None, None, 0.0, None, torch.device(device)).approximate  # type: ignore[arg-type]
 
     assert [approximates("auto", device) for device in ("cpu", "cuda")] == [True, False]

@@ -16,7 +16,9 @@ CPU = torch.device("cpu")
 
 
 def fitted(x: np.ndarray, weight: np.ndarray | None, threads: int, repeats: bool, **options) -> Fitted:
-    config, _ = configure({"objective": "kmeans", "max_steps": 12, "n_init": 1, "seed_rows": 300, "seed": 1, **options})
+    config, *_ = configure(
+        {"objective": "kmeans", "max_steps": 12, "n_init": 1, "seed_rows": 300, "seed": 1, **options}
+    )
     source = RowSource.from_array(x, weight)
     source.repeats = repeats
     return fit_rows(source, Solo(), config, threads=threads, device=CPU)
