@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import socket
 import tempfile
 import time
@@ -328,10 +329,8 @@ def _batches(shard: Any) -> Iterator[pa.Table]:
     try:
         yield from shard.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow")
     except ray.exceptions.RayError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, RaydkmError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise error if cause is None else cause from None
+        refusal = re.search(r"^raydkm\.errors\.InputError: (.*)$", str(error), re.MULTILINE)  # Ray keeps the text alone
+        raise error if refusal is None else InputError(refusal[1]) from None
 
 
 def _read_blocks(task: dict[str, Any], shard: Any, comm: ProcessGroup, reading: int) -> Generator[Block, None, None]:
