@@ -48,11 +48,11 @@ class SoftAssignment:
 
     def __call__(self, z: Tensor) -> Posterior:
         logits = self.logits(z)
-        logits.sub_(logits.amax(1, keepdim=True))
-        exp = torch.exp2(logits)
+        logits.sub_(logits.amax(1, keepdim=True)).mul_(math.log(2.0))
+        exp = torch.exp(logits)  # exp2 gives a row other last bits in other places of a batch
         normaliser = exp.sum(1)
         mean_logit = logits.mul_(exp).sum(1).div_(normaliser)
-        return Posterior(exp, normaliser, torch.log(normaliser).sub_(mean_logit, alpha=math.log(2.0)))
+        return Posterior(exp, normaliser, torch.log(normaliser).sub_(mean_logit))
 
     def targets(self, z: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor, float]:
         """w_i q_ik (n, K), added to counts (K,), and -sum_i w_i sum_k q_ik log q_ik; weights and counts are float64.

@@ -66,7 +66,7 @@ def url(fitted: tuple[Path, np.ndarray]) -> Iterator[str]:
 def asked(url: str, body: bytes, kind: str) -> list[int]:
     request = urllib.request.Request(f"{url}/v1/assign", body, {"Content-Type": kind})
     with urllib.request.urlopen(request, timeout=30) as response:
-        return [clusters[0] for clusters in json.load(response)["clusters"]]
+        return json.load(response)["cluster"]
 
 
 def png(row: np.ndarray) -> bytes:
@@ -88,5 +88,5 @@ def test_an_image_gets_the_cluster_of_the_fit(url: str, fitted: tuple[Path, np.n
 def test_encoded_images_are_assigned_as_the_fit_did(fitted: tuple[Path, np.ndarray], tmp_path: Path) -> None:
     images = pa.array([{"bytes": png(row), "path": None} for row in digits()])
     pq.write_table(pa.table({"image": images}), tmp_path / "images.parquet")
-    raydkm.assign(fitted[0], tmp_path / "images.parquet", column="image", out=tmp_path / "out")
+    raydkm.assign(fitted[0], tmp_path / "images.parquet", column="image", out=tmp_path / "out", engine="local")
     assert pq.read_table(tmp_path / "out")["cluster"].to_numpy().tolist() == fitted[1].tolist()
