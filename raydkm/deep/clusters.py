@@ -127,7 +127,8 @@ class Clusterer:
         mapped = self.mapped(encoded)
         if not self.made.hops and not self.made.agreement:
             return mapped, None
-        graph, z = self.graph(mapped, self.made.neighbours), self._normal(mapped)
+        z = self._normal(mapped)
+        graph = neighbours(z, self.comm, self.made.neighbours, threads=self.threads)
         with torch_threads(self.threads):
             return mapped.with_rows(smoothed(z, graph, self.made.hops, self.comm)), graph
 
@@ -177,14 +178,13 @@ class Clusterer:
         if not self.made.hops and not self.made.feature_stages:
             return self._fit(encoded, config, start, labels, report)
         found = self.clustered(self.prepared(encoded)[0], config, start)
-        fitted = self.settled(encoded, config, found.labels, labels, report)
+        fitted = self.settled(encoded, config, means_of(encoded, found.labels, config, self.comm), labels, report)
         return replace(fitted, facts=fitted.facts | {"clustered": found.summary()})
 
     def settled(
-        self, encoded: RowSource, config: FitConfig, of: Tensor, labels: Tensor | None, report: Reporter
+        self, encoded: RowSource, config: FitConfig, means: Tensor, labels: Tensor | None, report: Reporter
     ) -> Fitted:
-        """The fit that a step comes to from the means of clusters of this worker's rows (n,)."""
-        means = means_of(encoded, of, config, self.comm)
+        """The fit that a step comes to from the means of clusters (K, d)."""
         return self._fit(encoded, config.model_copy(update=AT_ONCE), means, labels, report)
 
     def by_head(
@@ -197,9 +197,9 @@ class Clusterer:
         for batch in encoded.batches():
             best[batch.first : batch.first + len(batch)] = torch.addmm(b, frame(batch.rows).cpu(), theta.T).argmax(1)
         alone = config.model_copy(update={"balance": 0.0, "min_share": 0.0, "max_share": 1.0, "marginal": None})
-        fitted = self.settled(encoded, alone, best, None, report)
-        frame = frame.centred_at(fitted.shift)
-        means = means_of(encoded, best, config, self.comm) - fitted.shift
+        means = means_of(encoded, best, config, self.comm)
+        fitted = self.settled(encoded, alone, means, None, report)
+        frame, means = frame.centred_at(fitted.shift), means - fitted.shift
         b = (b.double() + theta.double() @ fitted.shift).float()  # in the coordinates of the frame
         counts, inertia = torch.zeros(len(b), dtype=torch.float64), 0.0
         for batch in encoded.batches():

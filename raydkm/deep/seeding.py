@@ -29,7 +29,7 @@ def seeded(rows: RowSource, first: int, comm: Comm, config: FitConfig, *, thread
     rows : RowSource
         Features of this worker's rows, the first of which has the number `first` among those of all workers.
     """
-    sample = _sample(rows, first, comm, seed_rows(config, sum(comm.all_gather(rows.held))), config.seed)
+    sample = _sample(rows, first, comm, config)
     z = Frame.identity(config.metric, 0).normalise(sample)
     found = []
     for restart in range(config.n_init):
@@ -51,10 +51,10 @@ def seeded(rows: RowSource, first: int, comm: Comm, config: FitConfig, *, thread
     return best[2]
 
 
-def _sample(rows: RowSource, first: int, comm: Comm, count: int, seed: int) -> Tensor:
-    """Features (count, d) of rows drawn by their numbers, in the order in which they were drawn, in every worker."""
+def _sample(rows: RowSource, first: int, comm: Comm, config: FitConfig) -> Tensor:
+    """Features (m, d) of rows drawn by their numbers, in the order in which they were drawn, in every worker."""
     total = sum(comm.all_gather(rows.held))
-    drawn = permuted(torch.arange(count), total, seed)
+    drawn = permuted(torch.arange(seed_rows(config, total)), total, config.seed)
     places = torch.nonzero((drawn >= first) & (drawn < first + rows.held)).flatten()
     parts = comm.all_gather((places, rows.take(drawn[places] - first).cpu()))
     return torch.cat([part for _, part in parts])[torch.cat([where for where, _ in parts]).argsort()]
