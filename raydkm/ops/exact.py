@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydkm.ops.kernels import add_numbers, add_rounded, add_rows
+from raydkm.ops.kernels import add_numbers, add_rounded, add_rows, add_weighted_rows
 
 # Adding 1.5 * 2^52 to a float64 |x| < 2^51 rounds x to the nearest integer and leaves that integer in the
 # low bits of the sum: a rounding conversion to int64 in one vectorised addition.
@@ -116,10 +116,13 @@ class Statistics:
         with self._lock:
             part += units
 
-    def add_rows(self, name: str, index: Tensor, x: Tensor, before: Tensor | None = None) -> None:
+    def add_rows(
+        self, name: str, index: Tensor, x: Tensor, before: Tensor | None = None, weight: Tensor | None = None
+    ) -> None:
         """Round every row of `x` (n, d) or (n,), and add it to row ``index[i]`` of the field (K, d) or (K,).
 
-        On the CPU it may be taken from row ``before[i]`` at the same time, where it was added before; -1 for none.
+        Rows (n, d) may be multiplied by weights (n,) of float64 before. On the CPU they may be taken from row
+        ``before[i]`` at the same time, where they were added before; -1 for none.
         """
         part, grid = self._parts[name]
         if part.device.type == "cpu":
@@ -128,10 +131,14 @@ class Statistics:
             with self._lock:
                 if x.dim() == 1:
                     add_numbers(part.numpy(), whose, old, rows, float(grid.scale))
-                else:
+                elif weight is None:
                     add_rows(part.numpy(), whose, old, rows, grid.scale.expand(x.shape[1]).numpy())
+                else:
+                    scale = grid.scale.expand(x.shape[1]).numpy()
+                    add_weighted_rows(part.numpy(), whose, old, rows, weight.numpy(), scale)
             return
         assert before is None
+        x = x if weight is None else x * weight.to(x.device)[:, None]
         index, units = index.to(part.device), grid.units(x.to(part.device))
         with self._lock:
             part.index_add_(0, index, units)

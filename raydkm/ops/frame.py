@@ -8,6 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from raydkm.ops.kernels import normalise
+
+CONTIGUOUS = torch.contiguous_format
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -37,6 +41,8 @@ class Frame:
     def normalise(self, x: Tensor) -> Tensor:
         """Rows as float32 (float64 where `x` is), of unit length if the metric is cosine."""
         x = x.to(torch.float64 if x.dtype == torch.float64 or self.dtype == torch.float64 else torch.float32)
+        if self.metric == "cosine" and x.dtype == torch.float32 and x.device.type == "cpu":
+            return self._on_sphere_less(x, torch.zeros(x.shape[1]), torch.empty_like(x, memory_format=CONTIGUOUS))
         if self.metric == "cosine":
             norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
             x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)  # features may be zero, which rows may not
@@ -44,12 +50,24 @@ class Frame:
 
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """(n, d) of any numeric dtype → z (n, d) of `self.dtype`, in `out` if that is given."""
+        native = self.dtype == torch.float32 and x.dtype != torch.float64 and x.device.type == "cpu"
+        if native and (out is not None or self.metric == "cosine"):  # and nothing is held between
+            out = torch.empty(x.shape) if out is None else out
+            x = x if x.dtype == torch.float32 else out.copy_(x)
+            if self.metric == "cosine":
+                return self._on_sphere_less(x, self._single, out)
+            return torch.sub(x, self._single, out=out)
         normal = self.normalise(x)
         if out is None or normal.dtype != self.dtype:
             shift = self._shift_of(normal)
             z = (normal.sub(shift) if normal is x else normal.sub_(shift)).to(self.dtype)
             return z if out is None else out.copy_(z)
         return torch.sub(normal, self._shift_of(normal), out=out)
+
+    @staticmethod
+    def _on_sphere_less(x: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+        normalise(x.contiguous().numpy(), shift.numpy(), out.numpy())
+        return out
 
     def _shift_of(self, x: Tensor) -> Tensor:
         return self._single if x.dtype == torch.float32 and x.device.type == "cpu" else self.shift.to(x)

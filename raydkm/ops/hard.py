@@ -21,7 +21,7 @@ from torch import Tensor
 from raydkm.ops.kernels import decide
 from raydkm.ops.last import LastPass, Tile
 from raydkm.ops.leading import Directions, Leading, widths
-from raydkm.ops.rates import fastest_screen, matrix_rates
+from raydkm.ops.rates import fastest_screen, screen_rates
 from raydkm.ops.scores import Scores
 from raydkm.ops.screen import (
     SCREENS,
@@ -121,7 +121,7 @@ class HardAssignment:
         """As few directions as take the least time, by how many candidates they leave; None of all of them."""
         z = directions.rows
         clusters, dim = self._scores.prototypes.shape
-        rates = matrix_rates()
+        rates = screen_rates()
         error = (torch.linalg.vector_norm(z, dim=1) * (TYPICAL_ERROR * longest(self._scores)))[:, None]
 
         def again(candidates: float) -> float:
@@ -134,7 +134,7 @@ class HardAssignment:
             if products >= least:
                 break
             leading = directions.first(width)
-            theta = leading(self._scores.prototypes).clone()
+            theta = leading(self._scores.prototypes)
             bounds = Scores(theta, self._scores.bias, 0.0)(leading(z)).add_(error)
             first = bounds.argmax(1)
             score = (z * self._scores.prototypes[first]).sum(1).add_(self._scores.bias[first])

@@ -29,6 +29,9 @@ LEAST_LOGIT = np.float32(-80.0)
 #: The same of logits to the base of 2.
 LEAST_POWER = np.float32(-115.0)
 
+#: Lengths are at least this: the least normal float32.
+TINY = 2.0**-126
+
 #: What squares that underflow may hide of a norm, for each sqrt(d).
 LOST = 1.2e-19
 
@@ -44,6 +47,23 @@ def _compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
 def _compiled_in_order(function: Callable) -> Callable:
     """`_compiled`, with sums as they are written."""
     return _compiled(function, {"nnan", "ninf", "nsz", "arcp", "contract"})
+
+
+def _compiled_of_any(function: Callable) -> Callable:
+    """`_compiled`, of numbers that need not be finite."""
+    return _compiled(function, {"nsz", "reassoc"})
+
+
+@_compiled_of_any
+def normalise(x, shift, into):  # type: ignore[no-untyped-def]
+    """Write x (n, d), in rows of unit length or of zeros, less shift (d,); it may be in place."""
+    for i in range(x.shape[0]):
+        own = 0.0
+        for j in range(x.shape[1]):
+            own += np.float64(x[i, j]) * np.float64(x[i, j])
+        factor = np.float32(1.0 / max(math.sqrt(own), TINY))
+        for j in range(x.shape[1]):
+            into[i, j] = x[i, j] * factor - shift[j]
 
 
 @_compiled
@@ -251,6 +271,20 @@ def add_rows(into, index, before, x, scale):  # type: ignore[no-untyped-def]
             for j in range(x.shape[1]):
                 units = np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
                 into[k, j] += units
+                into[old, j] -= units
+
+
+@_compiled
+def add_weighted_rows(into, index, before, x, weight, scale):  # type: ignore[no-untyped-def]
+    """`add_rows` of rows times weights (n,); scales are powers of two, so that only this product is rounded before."""
+    for i in range(x.shape[0]):
+        k, old = index[i], before[i]
+        if old == k:
+            continue
+        for j in range(x.shape[1]):
+            units = np.int64(np.rint(np.float64(x[i, j]) * weight[i] * scale[j]))
+            into[k, j] += units
+            if old >= 0:
                 into[old, j] -= units
 
 

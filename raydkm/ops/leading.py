@@ -58,9 +58,16 @@ class Leading:
         self._buffer = Workspace()
 
     def __call__(self, z: Tensor) -> Tensor:
-        """V'z and a bound of sqrt(z'Mz) (n, h + 1) of z (n, d) float32; overwritten by the thread's next call."""
+        """V'z and a bound of sqrt(z'Mz) (n, h + 1) of z (n, d) float32."""
         width = self._basis.shape[1]
-        head, found = self._buffer("head", (len(z), width), z), self._buffer("leading", (len(z), width + 1), z)
+        return self._write(z, z.new_empty(len(z), width), z.new_empty(len(z), width + 1))
+
+    def of_tile(self, z: Tensor) -> Tensor:
+        """The same, overwritten by the thread's next call."""
+        width = self._basis.shape[1]
+        return self._write(z, self._buffer("head", (len(z), width), z), self._buffer("leading", (len(z), width + 1), z))
+
+    def _write(self, z: Tensor, head: Tensor, found: Tensor) -> Tensor:
         torch.mm(z, self._basis, out=head)
         leave_over(z.numpy(), head.numpy(), self._hidden, found.numpy())
         return found

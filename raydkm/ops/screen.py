@@ -9,6 +9,7 @@ to which the rounding of products, sums and biases is added.
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from raydkm.ops.kernels import BLOCK, LEAST_SCORE, LOST, quantise
 from raydkm.ops.leading import Leading
-from raydkm.ops.rates import multiplies_int8
 from raydkm.ops.scores import Scores
 from raydkm.ops.workspace import Workspace
 
@@ -208,7 +208,7 @@ class LeadingScreen(Screen):
     def __init__(self, scores: Scores, like: Tensor, leading: Leading, kind: type[Screen]):
         super().__init__(scores, like)
         self.leading = leading
-        theta = Scores(leading(scores.prototypes).clone(), scores.bias, scores.temperature)
+        theta = Scores(leading(scores.prototypes), scores.bias, scores.temperature)
         self._inner = kind(theta, leading(like))
         of_left, of_norm, absolute = self._inner.error
         self.unit = self._inner.unit
@@ -216,7 +216,7 @@ class LeadingScreen(Screen):
 
     def rows(self, z: Tensor) -> Rows:
         assert self.leading is not None
-        return self._inner.rows(self.leading(z))
+        return self._inner.rows(self.leading.of_tile(z))
 
     def columns(self, which: Tensor) -> Columns:
         return self._inner.columns(which)
@@ -226,6 +226,18 @@ class LeadingScreen(Screen):
 
 
 SCREENS: dict[str, type[Screen]] = {"fp32": FullScreen, "bf16": BFloat16Screen, "int8": Int8Screen}
+
+
+@functools.cache
+def multiplies_int8() -> bool:
+    """Whether 8-bit products are exact here: without the instructions for them, some add up pairs in 16 bits."""
+    if not hasattr(torch, "_int_mm"):
+        return False
+    n, d, k = 256, 256, 512
+    high = torch.full((n, d), 127, dtype=torch.int8)
+    signs = torch.where(torch.arange(k) % 2 == 0, 127, -127).to(torch.int8)
+    product = torch._int_mm(high, signs[:, None].expand(k, d).contiguous().T)
+    return torch.equal(product, (127 * d * signs.to(torch.int32)).expand(n, k))
 
 
 def padded(x: Tensor, value: float = 0.0) -> Tensor:

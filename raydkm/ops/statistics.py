@@ -100,7 +100,7 @@ def add_assigned(
     And take them from those they were added to before, see `Statistics.add_rows`.
     """
     into.add_rows("counts", labels, weight, before)
-    into.add_rows("sums", labels, z * weight[:, None] if weighted else z, before)
+    into.add_rows("sums", labels, z, before, weight if weighted else None)
 
 
 def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -> Local:
