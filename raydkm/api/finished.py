@@ -7,6 +7,7 @@ import os
 
 from raydkm.config import FeatureConfig, FitConfig
 from raydkm.data.parquet import ParquetTable
+from raydkm.deep.saved import SavedFile, training_fingerprint
 from raydkm.engine.checkpoint import CheckpointFile, check_same
 from raydkm.errors import ConfigError
 from raydkm.model import Model, load
@@ -40,15 +41,9 @@ def finished_before(
     ModelError
         If there is no model in `out`, or a damaged one.
     """
-    saved = CheckpointFile(run_dir, every=0).load()
-    if saved is None:
+    model = (_of_training if made.trains else _of_steps)(out, run_dir, config, made, start)
+    if model is None:
         return None
-    model = load(out)
-    if (model.record["fingerprint"], model.record["steps"]) != (saved.fingerprint, saved.state.step):
-        return None
-    saved.check_config(config)
-    saved.check_start(start)
-    check_same(model.made.model_dump(mode="json"), made)
     if model.record["files"] != table.digest:
         raise ConfigError(
             f"{out} was made by this run, of files that have changed since, or of others; name another run and output, "
@@ -58,3 +53,32 @@ def finished_before(
         return None
     logger.info("%s was made by this run already, of the same parameters and files; nothing to do", out)
     return model
+
+
+def _of_steps(
+    out: str | os.PathLike, run_dir: str, config: FitConfig, made: FeatureConfig, start: str | None
+) -> Model | None:
+    """The model, if the run's last step is its."""
+    saved = CheckpointFile(run_dir, every=0).load()
+    if saved is None:
+        return None
+    model = load(out)
+    if (model.record["fingerprint"], model.record["steps"]) != (saved.fingerprint, saved.state.step):
+        return None
+    saved.check_config(config)
+    saved.check_start(start)
+    check_same(model.made.model_dump(mode="json"), made)
+    return model
+
+
+def _of_training(
+    out: str | os.PathLike, run_dir: str, config: FitConfig, made: FeatureConfig, start: str | None
+) -> Model | None:
+    """The model, if all of its training is the run's."""
+    own = made.encoder if ":" in made.encoder else None
+    model = load(out, encoder=own)
+    if "training" not in model.record:
+        return None
+    fingerprint = training_fingerprint(model.record["fingerprint"], start)
+    saved = SavedFile(run_dir, 0, config, made, fingerprint).load()
+    return model if saved is not None and saved.history == model.record["training"] else None

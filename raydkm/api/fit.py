@@ -62,7 +62,7 @@ def fit(
         Arrays and tables are fitted in this process; Parquet and data sets where `engine` says.
     out : path, optional
         Directory to save the model in. Where a run with the same `run_dir`, parameters and files has done so, nothing
-        is done, and that model returned; but for an encoder, or neighbours.
+        is done, and that model returned; but for averages over neighbours without an encoder.
     overwrite : bool
         Whether `out` may be replaced.
     sample_weight : array-like (n,), optional

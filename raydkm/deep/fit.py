@@ -21,7 +21,7 @@ from torch import Tensor
 from raydkm.config import FeatureConfig, FitConfig, FitRunConfig
 from raydkm.data.source import RowSource
 from raydkm.deep.clusters import Clusterer, means_of
-from raydkm.deep.saved import SavedFile
+from raydkm.deep.saved import SavedFile, training_fingerprint
 from raydkm.deep.training import Training
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Comm, gathered
@@ -74,7 +74,8 @@ def fit_features(
         file = None
         if run.run_dir:
             begun = None if start is None else digest(start)
-            file = SavedFile(run.run_dir, run.checkpoint_every, config, made, f"{look.fingerprint} {begun}")
+            fingerprint = training_fingerprint(look.fingerprint, begun)
+            file = SavedFile(run.run_dir, run.checkpoint_every, config, made, fingerprint)
         training = Training(clusterer, features, file, report)
         training.run([given] + [None] * (len(training.heads) - 1))
         seconds["training"] = time.perf_counter() - began - seconds["maps"]

@@ -15,6 +15,11 @@ from raydkm.errors import ConfigError
 _NAME = "training.safetensors"
 
 
+def training_fingerprint(rows: str, start: str | None) -> str:
+    """Of rows with a fingerprint, and of initial prototypes with a digest (None where they are drawn)."""
+    return f"{rows} {start}"
+
+
 @dataclass(frozen=True)
 class Saved:
     """How far training has come.

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from raydkm.config import _Frozen
+from raydkm.config.base import Frozen
 
 
-class ServeConfig(_Frozen):
+class ServeConfig(Frozen):
     """What a replica computes with, and what it refuses."""
 
     models: str | None = Field(
@@ -41,7 +41,7 @@ class ServeConfig(_Frozen):
     drain: float = Field(30.0, ge=0, description="Seconds in which a replica that is stopped may end its requests.")
 
 
-class ServeAddress(_Frozen):
+class ServeAddress(Frozen):
     """Where a service listens."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")

@@ -188,6 +188,21 @@ def _interrupt(x: np.ndarray, options: dict[str, Any], stage: str) -> None:
         fit_here(x, **options)
 
 
+def test_a_finished_training_is_not_done_again(files: Path, tmp_path: Path) -> None:
+    options = {**TINY, "column": "pixels", "engine": "local", "run_dir": str(tmp_path / "run")}
+    first = raydkm.fit(files, out=tmp_path / "model", **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stage, "rate", _fails)
+        again = raydkm.fit(files, out=tmp_path / "model", **options)
+        with pytest.raises(ConfigError, match="started with batch 128, not 64"):
+            raydkm.fit(files, out=tmp_path / "model", **{**options, "batch": 64})
+    assert again.checksum() == first.checksum()
+
+
+def _fails(self: Stage) -> float:
+    raise AssertionError("trained again")
+
+
 def test_another_configuration_is_not_gone_on_with(tmp_path: Path) -> None:
     x, _ = digits()
     options = {**TINY, "run_dir": str(tmp_path), "checkpoint_every": 0}
