@@ -82,6 +82,12 @@ class FeatureConfig(Frozen):
         "the paper's: distances to prototypes, with the reconstruction of the row.",
     )
     reconstruction: float = Field(1.0, ge=0, description="sr-kmeans: weight of the reconstruction.")
+    denoising: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="autoencoder, sr-kmeans: part of a row's numbers that are set to zero before it is encoded.",
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="cross-entropy: part of the targets that is spread over all clusters."
     )
@@ -213,6 +219,11 @@ _PARTNERS: tuple[tuple[tuple[str, ...], str, Callable[[FeatureConfig], bool]], .
         lambda made: made.rounds > 0,
     ),
     (("reconstruction",), "loss sr-kmeans", lambda made: made.loss == "sr-kmeans"),
+    (
+        ("denoising",),
+        "pretrain autoencoder, or loss sr-kmeans",
+        lambda made: made.pretrain == "autoencoder" or made.loss == "sr-kmeans",
+    ),
     (  # sr-kmeans trains towards the prototypes themselves
         ("heads", "overclustering", "label_smoothing", "feature_map"),
         "loss cross-entropy",

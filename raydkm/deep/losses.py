@@ -105,14 +105,22 @@ def of_all_workers(rows: Tensor, places: Tensor, size: int) -> Tensor:
 
 
 class Autoencoder(Loss):
-    """Mean squared error of the reconstruction of a row."""
+    """Mean squared error of the reconstruction of a row, from what `denoising` leaves of it (Vincent et al. 2008)."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module):
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, denoising: float = 0.0):
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self._denoising = encoder, decoder, denoising
 
     def losses(self, part: Part) -> Tensor:
-        return reconstruction(part, self.decoder(self.encoder(part.x)))[None]
+        return reconstruction(part, self.decoder(self.encoder(incomplete(part, self._denoising))))[None]
+
+
+def incomplete(part: Part, missing: float) -> Tensor:
+    """The rows with so large a part of their numbers set to zero, and the others larger, so that means stay."""
+    if not missing:
+        return part.x
+    kept = part.draws(0).uniform(*part.x.shape[1:]) >= missing
+    return part.x * kept / (1 - missing)
 
 
 def reconstruction(part: Part, made: Tensor) -> Tensor:
@@ -174,11 +182,13 @@ class SRKMeans(Loss):
     encoder, decoder : nn.Module
     weight : float
         Of the reconstruction.
+    denoising : float
+        Part of a row's numbers that are set to zero before it is encoded.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, weight: float):
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, weight: float, denoising: float = 0.0):
         super().__init__()
-        self.encoder, self.decoder, self._weight = encoder, decoder, weight
+        self.encoder, self.decoder, self._weight, self._denoising = encoder, decoder, weight, denoising
         self.prototypes: Tensor | None = None
         self.temperature, self.unit = 1.0, False
 
@@ -189,7 +199,7 @@ class SRKMeans(Loss):
     def losses(self, part: Part) -> Tensor:
         assert self.prototypes is not None
         [target] = part.targets
-        encoded = self.encoder(part.x).float()
+        encoded = self.encoder(incomplete(part, self._denoising)).float()
         z = functional.normalize(encoded, dim=1) if self.unit else encoded
         q = target if target.ndim == 2 else functional.one_hot(target, len(self.prototypes)).to(z.dtype)
         theta = self.prototypes

@@ -242,9 +242,9 @@ class Training:
         if made.pretrain == "contrastive":
             modules["contrastive"] = modules["positives"] = Contrastive(encoder, dim, view, made.contrast_temperature)
         if made.pretrain == "autoencoder":
-            modules["autoencoder"] = Autoencoder(encoder, decoder)
+            modules["autoencoder"] = Autoencoder(encoder, decoder, made.denoising)
         if made.rounds and made.loss == "sr-kmeans":
-            modules["round"] = SRKMeans(encoder, decoder, made.reconstruction)
+            modules["round"] = SRKMeans(encoder, decoder, made.reconstruction, made.denoising)
         elif made.rounds:
             clusters = [head.clusters for head in self.heads]
             unit = self._of.config.metric == "cosine"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raydkm.deep.losses import Autoencoder, Contrastive, CrossEntropy, Part, SRKMeans
+from raydkm.deep.losses import Autoencoder, Contrastive, CrossEntropy, Part, SRKMeans, incomplete
 from raydkm.deep.shuffle import Share
 from raydkm.features.draws import Draws
 from tests.unit.engine.processes import answers_of
@@ -25,11 +25,11 @@ def noisy(x: Tensor, draws: Draws) -> Tensor:
 def losses() -> dict[str, nn.Module]:
     torch.manual_seed(0)
     encoder, decoder = nn.Linear(DIM, 4), nn.Linear(4, DIM)
-    clustering = SRKMeans(encoder, decoder, 0.5)
+    clustering = SRKMeans(encoder, decoder, 0.5, 0.3)
     clustering.toward(torch.randn(3, 4), 0.7, unit=False)
     return {
         "contrastive": Contrastive(encoder, 4, noisy, 0.3),
-        "autoencoder": Autoencoder(encoder, decoder),
+        "autoencoder": Autoencoder(encoder, decoder, 0.3),
         "cross-entropy": CrossEntropy(encoder, 4, [3, 3], noisy),
         "sr-kmeans": clustering,
     }
@@ -69,6 +69,17 @@ def test_workers_add_up_to_one(name: str, of_workers: list[dict[str, Any]]) -> N
         torch.testing.assert_close(summed, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_left_of_a_row_has_its_mean_and_follows_from_the_row_alone() -> None:
+    rows = torch.arange(500)
+    part = Part(torch.ones(500, 40), Share(500, rows, rows), 7)
+    left = incomplete(part, 0.25)
+    torch.testing.assert_close(left.unique(), torch.tensor([0.0, 4 / 3]))
+    assert float(left.mean()) == pytest.approx(1, abs=0.02)
+    few = Part(part.x[100:120], Share(500, rows[100:120], rows[100:120]), 7)
+    assert torch.equal(incomplete(few, 0.25), left[100:120])
+    assert incomplete(part, 0.0) is part.x
+
+
 def test_contrastive_loss_is_that_of_its_definition() -> None:
     module, part = losses()["contrastive"], part_of("contrastive", torch.arange(ROWS))
     views = torch.cat([noisy(part.x, part.draws(view)) for view in (0, 1)])
@@ -82,7 +93,7 @@ def test_contrastive_loss_is_that_of_its_definition() -> None:
 
 def test_sr_kmeans_is_the_distance_to_the_prototypes_but_for_the_length_of_the_row() -> None:
     module, part = losses()["sr-kmeans"], part_of("sr-kmeans", torch.arange(ROWS))
-    z = module.encoder(part.x)
+    z = module.encoder(incomplete(part, 0.3))
     distances = (z[:, None] - module.prototypes).square().sum(2)
     clusters = ((part.targets[0] * distances).sum(1) - z.square().sum(1)).mean() / 0.7
     error = (module.decoder(z) - part.x).square().mean()
