@@ -29,6 +29,7 @@ test: install
 	$(BIN)/python -m pytest tests/serve
 
 test-long: install
+	$(BIN)/python -m pytest -m long -n 2 tests/unit
 	$(BIN)/python -m pytest -m long tests/cluster
 
 check: install

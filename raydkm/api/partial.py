@@ -15,7 +15,7 @@ from raydkm.engine.label import label
 from raydkm.engine.minibatch import Running, begin, check_config, step
 from raydkm.engine.passes import Passes, thread_pool
 from raydkm.engine.result import origin
-from raydkm.engine.where import device_of, threads_of
+from raydkm.engine.where import computing, device_of, threads_of
 from raydkm.model import Model
 
 
@@ -47,7 +47,7 @@ def fit_batch(
     check_config(config)
     source = RowSource.from_array(x, sample_weight, unit=config.metric == "cosine")
     device = device_of(config)
-    threads = threads_of(run) if device.type == "cpu" else 1
+    threads = computing(threads_of(run), device)
     with thread_pool(threads) as pool:
         passes = Passes(source, Solo(), device, threads, pool.map)
         running = step(running or begin(passes, config, start), passes, config)

@@ -20,7 +20,7 @@ from raydkm.engine.neighbours import Graph, neighbours, smoothed
 from raydkm.engine.passes import Passes, thread_pool
 from raydkm.engine.progress import Reporter
 from raydkm.engine.result import model_of
-from raydkm.engine.where import torch_threads
+from raydkm.engine.where import computing, torch_threads
 from raydkm.errors import EngineError
 from raydkm.features.features import Features
 from raydkm.model import Model
@@ -137,16 +137,13 @@ class Clusterer:
         if not self.made.feature_stages:
             return encoded
         with self._pool() as pool:
-            passes = Passes(encoded, self.comm, self.device, self._pool_threads, pool.map)
+            threads = computing(self.threads, self.device)
+            passes = Passes(encoded, self.comm, self.device, threads, pool.map)
             _, mapped = fit_maps(self.made.feature_stages, passes, self.config, self.tiers())
         return cast(RowSource, mapped.source)
 
-    @property
-    def _pool_threads(self) -> int:
-        return self.threads if self.device.type == "cpu" else 1
-
     def _pool(self) -> Any:
-        return thread_pool(self._pool_threads)
+        return thread_pool(computing(self.threads, self.device))
 
     def graph(self, encoded: RowSource, count: int) -> Graph:
         """The `count` nearest neighbours of each row by its features."""

@@ -31,7 +31,7 @@ from raydkm.engine.passes import Passes, thread_pool
 from raydkm.engine.progress import Reporter
 from raydkm.engine.start import digest
 from raydkm.engine.survey import survey
-from raydkm.engine.where import tiers_of
+from raydkm.engine.where import computing, tiers_of
 from raydkm.features.features import Features
 
 
@@ -59,8 +59,8 @@ def fit_features(
     if made.trains or made.hops:
         gathered(comm, source.check_held)
     beside = comm.all_gather(gethostname()).count(gethostname())  # workers on this machine
-    with thread_pool(threads if device.type == "cpu" else 1) as pool:
-        passes = Passes(source, comm, device, threads if device.type == "cpu" else 1, pool.map)
+    with thread_pool(computing(threads, device)) as pool:
+        passes = Passes(source, comm, device, computing(threads, device), pool.map)
         maps, mapped = (
             fit_maps(made.stages, passes, config, tiers_of(run, device, beside)) if made.stages else ((), passes)
         )

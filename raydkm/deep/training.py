@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,19 @@ logger = logging.getLogger("raydkm")
 
 #: A marginal entropy below this part of log K is a sign of collapse.
 UNEVEN = 0.5
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage: of a kind of loss, the `number`-th of its kind where there may be several, for some epochs."""
+
+    kind: str
+    epochs: int
+    number: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.kind if self.number is None else f"{self.kind} {self.number}"
 
 
 class Training:
@@ -79,38 +92,41 @@ class Training:
 
     def run(self, starts: list[Tensor | None]) -> None:
         """Do what is left of all stages; the first clusterings begin at prototypes (K, d) where they are given."""
-        made, comm = self._of.made, self._of.comm
-        stages: list[tuple[str, int]] = []
-        if made.pretrain != "none":
-            stages.append((made.pretrain, made.pretrain_epochs))
-        if made.positives:  # of which each epoch has neighbours of its own
-            stages += [(f"positives {number + 1}", 1) for number in range(made.positive_epochs)]
-        stages += [(f"round {number + 1}", made.epochs) for number in range(made.rounds)]
+        comm, stages = self._of.comm, self._planned()
         [saved, *_] = gathered(comm, lambda: self._file.load() if self._file is not None and comm.rank == 0 else None)
         if saved is not None:
             self.history, self.best = list(saved.history), saved.best
-            logger.info("going on after step %d of %s", saved.step, stages[saved.stage][0])
-        for number, (name, epochs) in enumerate(stages):
+            logger.info("going on after step %d of %s", saved.step, stages[saved.stage].name)
+        for number, planned in enumerate(stages):
             if saved is None or number >= saved.stage:
-                self._stage(number, name, epochs, starts, saved if saved and number == saved.stage else None)
+                self._stage(number, planned, starts, saved if saved and number == saved.stage else None)
 
-    def _stage(self, number: int, name: str, epochs: int, starts: list[Tensor | None], saved: Saved | None) -> None:
+    def _planned(self) -> list[Planned]:
+        made = self._of.made
+        stages = [] if made.pretrain == "none" else [Planned(made.pretrain, made.pretrain_epochs)]
+        if made.positives:  # of which each epoch has neighbours of its own
+            stages += [Planned("positives", 1, number + 1) for number in range(made.positive_epochs)]
+        return stages + [Planned("round", made.epochs, number + 1) for number in range(made.rounds)]
+
+    def _stage(self, number: int, planned: Planned, starts: list[Tensor | None], saved: Saved | None) -> None:
         of, encoder, seed = self._of, self.features.encoder, self._of.config.seed * 64 + number
         assert encoder is not None
         if saved is not None:
             encoder.load_state_dict(saved.teacher)
         teacher = encoder.weights()
-        loss, targets = self._losses[name.partition(" ")[0]], None
-        if name.startswith("round"):
-            starts, targets = self._clustered(name, starts if saved is None else saved.starts, again=saved is not None)
+        loss, targets = self._losses[planned.kind], None
+        if planned.kind == "round":
+            begun = starts if saved is None else saved.starts
+            starts, targets = self._clustered(planned.name, begun, again=saved is not None)
         shuffle = Shuffle(self._total, self._start, self._start + of.rows.held, of.made.batch, seed)
-        last = name == f"round {of.made.rounds}" and of.made.last_strength is not None
+        last = planned.kind == "round" and planned.number == of.made.rounds and of.made.last_strength is not None
         if last and isinstance(loss, CrossEntropy):
             loss.view = self._view(of.made.last_strength)
-        stage = Stage(name, loss.to(of.device), epochs, shuffle.steps, of.made, highest=0.5 if last else 1.0)
+        highest = 0.5 if last else 1.0
+        stage = Stage(planned.name, loss.to(of.device), planned.epochs, shuffle.steps, of.made, highest=highest)
         if loss is self._losses.get("contrastive"):  # with all positives one course of the learning rate
             stage.until = of.made.pretrain_epochs + of.made.positive_epochs * (of.made.positives > 0)
-            stage.after = 0 if name == "contrastive" else of.made.pretrain_epochs + int(name.split()[1]) - 1
+            stage.after = 0 if planned.number is None else of.made.pretrain_epochs + planned.number - 1
         if saved is not None:
             stage.restore(saved.tensors, saved.step)
 
@@ -120,7 +136,7 @@ class Training:
                 self._file.save(Saved(number, stage.step, tensors, teacher, starts, self.best, self.history))
 
         save(now=saved is None)
-        make = self._maker(targets, self._partners() if name.startswith("positives") else None)
+        make = self._maker(targets, self._partners() if planned.kind == "positives" else None)
         threads, device = of.threads, of.device
         train(
             stage, shuffle, make, of.comm, threads=threads, device=device, salt=seed, on_step=save, on_epoch=self._keep

@@ -22,6 +22,7 @@ from raydkm.engine.passes import Passes, Source, thread_pool
 from raydkm.engine.progress import Reporter, seconds_left
 from raydkm.engine.start import given, seed_rows, seeded, within_temperature
 from raydkm.engine.survey import Survey, condensed, measure, survey
+from raydkm.engine.where import computing
 from raydkm.errors import InputError
 from raydkm.features.features import Features
 from raydkm.objectives import OBJECTIVES, Objective, Setting, State, Terms
@@ -121,7 +122,7 @@ def fit_rows(
     """
     warns, report = report is not None and comm.rank == 0, report or Reporter([])
     clock = _Clock(report)
-    threads = threads if device.type == "cpu" else 1  # a GPU has one stream of kernels
+    threads = computing(threads, device)
     with thread_pool(threads) as pool:
         passes = Passes(source, comm, device, threads, pool.map)
         look, frame = look_at(passes, config)

@@ -33,6 +33,11 @@ def threads_of(run: RunConfig, cpus: int | None = None) -> int:
     return run.threads or cpus or len(os.sched_getaffinity(0))
 
 
+def computing(threads: int, device: torch.device) -> int:
+    """How many of a worker's threads compute: one beside a GPU, which has one stream of kernels."""
+    return threads if device.type == "cpu" else 1
+
+
 def on_ray(run: RunConfig) -> bool:
     """Whether files are processed on Ray: see the description of `RunConfig.engine`."""
     if run.engine == "auto":

@@ -77,7 +77,7 @@ def test_a_uri_that_names_no_storage_is_refused(uri: str) -> None:
         raydkm.fit(np.ones((10, 2)), clusters=2, run_dir=uri)
 
 
-@pytest.mark.parametrize("cache", ["host", "stream"])
+@pytest.mark.parametrize("cache", ["host", pytest.param("stream", marks=pytest.mark.long)])
 def test_reads_that_fail_or_break_off_are_tried_again_where_they_were(
     s3: S3Server, local: Path, cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -121,6 +121,7 @@ def test_checkpoints_and_events_live_in_an_object_store(s3: S3Server, local: Pat
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, *range(3, 11)]
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_the_storage_does_not_deliver_is_not_taken_for_none(
     s3: S3Server, local: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

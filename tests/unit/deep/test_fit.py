@@ -128,7 +128,10 @@ def of_worker(comm: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
     "changes",
     [
         {},
-        {"positives": 3, "positive_epochs": 1, "heads": 2, "overclustering": 2, "agreement": 0.5},
+        pytest.param(
+            {"positives": 3, "positive_epochs": 1, "heads": 2, "overclustering": 2, "agreement": 0.5},
+            marks=pytest.mark.long,
+        ),
         {
             "pretrain": "autoencoder",
             "loss": "sr-kmeans",

@@ -55,7 +55,7 @@ def do_not_come(comm: ProcessGroup, who_and_how: tuple[int, signal.Signals]) -> 
     return str(lost.value), time.monotonic() - began
 
 
-@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGSTOP, marks=pytest.mark.long), signal.SIGKILL])
 def test_a_worker_that_does_not_come_is_named_by_the_first(how: signal.Signals) -> None:
     told, seconds = answers_of(WORLD, do_not_come, (1, how), timeout=2, silent=1)[0]
     assert told.startswith("worker 1 (node n1) died, or did not answer for 2 s")
@@ -75,6 +75,7 @@ def test_a_worker_that_hangs_while_adding_up_is_named_by_the_first() -> None:
     assert told.startswith("worker 1 (node n1) died, or did not answer for 2 s")
 
 
+@pytest.mark.long
 def test_a_first_worker_that_hangs_is_named_by_the_others() -> None:
     told, _ = answers_of(WORLD, do_not_come, (0, signal.SIGSTOP), timeout=2, silent=0)[2]
     assert told == "worker 0 (node n0) did not answer for 8 s"

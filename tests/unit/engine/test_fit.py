@@ -473,6 +473,7 @@ def test_more_clusters_than_different_rows_still_get_a_prototype_each() -> None:
     assert bool(model.prototypes.isfinite().all())
 
 
+@pytest.mark.long
 def test_more_rows_in_one_cluster_than_float32_can_count() -> None:
     """2^24 + 4001 rows of 0 to 3 and one far away, which float32 counters and sums lose."""
     rows = 2**24 + 4001
