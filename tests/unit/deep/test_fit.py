@@ -341,7 +341,7 @@ def test_inertia_is_that_of_the_model(model: raydkm.Model, files: Path) -> None:
     labels = torch.cat([each.argmax(1) for each in model.scores()(z.float()).split(500)])
     inertia = float((z - prototypes[labels]).square().sum())
     assert inertia == pytest.approx(model.record["inertia"], rel=1e-4)
-    assert found["inertia"] <= inertia  # of the nearest prototypes
+    assert found["inertia"] <= inertia * (1 + 1e-6)  # of the nearest prototypes
 
 
 def test_prototypes_are_the_means_of_what_the_head_assigns(model: raydkm.Model) -> None:
