@@ -280,3 +280,8 @@ def test_what_a_function_raises_is_raised() -> None:
         source.mapped(refuse, tiers())
     with pytest.raises(InputError, match="of 2 dim"):
         list(source.mapped(refuse, tiers("stream")).batches())
+
+
+def test_a_worker_without_rows_that_are_to_be_held_says_how_many_workers_there_may_be() -> None:
+    with pytest.raises(EngineError, match="a worker has none: 5391 are for at most 2 workers"):
+        RowSource([], 2 * BATCH_ROWS, 5391, repeats=True).check_held()
