@@ -7,9 +7,9 @@ import os
 
 from raydkm.config import FeatureConfig, FitConfig
 from raydkm.data.parquet import ParquetTable
-from raydkm.deep.saved import SavedFile, training_fingerprint
+from raydkm.deep.saved import Origin, saved_in
 from raydkm.engine.checkpoint import CheckpointFile, check_same
-from raydkm.errors import ConfigError
+from raydkm.errors import ConfigError, ModelError
 from raydkm.model import Model, load
 
 logger = logging.getLogger("raydkm")
@@ -75,10 +75,15 @@ def _of_training(
     out: str | os.PathLike, run_dir: str, config: FitConfig, made: FeatureConfig, start: str | None
 ) -> Model | None:
     """The model, if all of its training is the run's."""
-    own = made.encoder if ":" in made.encoder else None
-    model = load(out, encoder=own)
-    if "training" not in model.record:
+    found = saved_in(run_dir)
+    if found is None:
         return None
-    fingerprint = training_fingerprint(model.record["fingerprint"], start)
-    saved = SavedFile(run_dir, 0, config, made, fingerprint).load()
-    return model if saved is not None and saved.history == model.record["training"] else None
+    saved, before = found
+    try:
+        model = load(out, encoder=made.encoder if ":" in made.encoder else None)
+    except ModelError:  # of another kind of encoder, say: in any case not of this run
+        return None
+    if (model.record["fingerprint"], model.record.get("training")) != (before.fingerprint, saved.history):
+        return None
+    Origin(config, made, before.fingerprint, start).check(before)
+    return model

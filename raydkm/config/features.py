@@ -232,7 +232,7 @@ _PARTNERS: tuple[tuple[tuple[str, ...], str, Callable[[FeatureConfig], bool]], .
     (
         ("view", "view_args", "strength", "last_strength"),
         "pretrain contrastive, or loss cross-entropy",
-        lambda made: made.pretrain == "contrastive" or made.loss == "cross-entropy",
+        lambda made: made.pretrain == "contrastive" or made.has_head,
     ),
 )
 

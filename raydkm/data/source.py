@@ -249,9 +249,10 @@ class RowSource:
     def check_held(self) -> None:
         """Raise `EngineError` if there are no rows, or some are read again at each pass."""
         if self._rests or not self._chunks:
-            reason = f"has none: {self.total} are for at most {-(-self.total // BATCH_ROWS)} workers"
             if self._rests:
                 reason = "cannot hold them: give memory, disk (TMPDIR) or more workers"
+            else:
+                reason = f"has none: {self.total} are for at most {-(-self.total // BATCH_ROWS)} workers"
             raise EngineError(f"rows are to be taken in any order, and a worker {reason}")
 
 

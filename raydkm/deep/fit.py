@@ -21,7 +21,7 @@ from torch import Tensor
 from raydkm.config import FeatureConfig, FitConfig, FitRunConfig
 from raydkm.data.source import RowSource
 from raydkm.deep.clusters import Clusterer, means_of
-from raydkm.deep.saved import SavedFile, training_fingerprint
+from raydkm.deep.saved import Origin, SavedFile
 from raydkm.deep.training import Training
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.engine.comm import Comm, gathered
@@ -59,8 +59,9 @@ def fit_features(
     if made.trains or made.hops:
         gathered(comm, source.check_held)
     beside = comm.all_gather(gethostname()).count(gethostname())  # workers on this machine
-    with thread_pool(computing(threads, device)) as pool:
-        passes = Passes(source, comm, device, computing(threads, device), pool.map)
+    share = computing(threads, device)
+    with thread_pool(share) as pool:
+        passes = Passes(source, comm, device, share, pool.map)
         maps, mapped = (
             fit_maps(made.stages, passes, config, tiers_of(run, device, beside)) if made.stages else ((), passes)
         )
@@ -74,8 +75,8 @@ def fit_features(
         file = None
         if run.run_dir:
             begun = None if start is None else digest(start)
-            fingerprint = training_fingerprint(look.fingerprint, begun)
-            file = SavedFile(run.run_dir, run.checkpoint_every, config, made, fingerprint)
+            origin = Origin(config, made, look.fingerprint, begun)
+            file = SavedFile(run.run_dir, run.checkpoint_every, origin)
         training = Training(clusterer, features, file, report)
         training.run([given] + [None] * (len(training.heads) - 1))
         seconds["training"] = time.perf_counter() - began - seconds["maps"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from raydkm.config import FeatureConfig, FitConfig
@@ -13,11 +14,6 @@ from raydkm.engine.checkpoint import TensorFile, check_same
 from raydkm.errors import ConfigError
 
 _NAME = "training.safetensors"
-
-
-def training_fingerprint(rows: str, start: str | None) -> str:
-    """Of rows with a fingerprint, and of initial prototypes with a digest (None where they are drawn)."""
-    return f"{rows} {start}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,35 @@ class Saved:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a training is of.
+
+    Parameters
+    ----------
+    config : FitConfig
+    made : FeatureConfig
+    fingerprint : str
+        Of the rows.
+    start : str or None
+        Digest of the initial prototypes that were given.
+    """
+
+    config: FitConfig
+    made: FeatureConfig
+    fingerprint: str
+    start: str | None
+
+    def check(self, before: Origin) -> None:
+        """Refuse to go on after a checkpoint of another one."""
+        check_same(before.config.model_dump(mode="json"), self.config)
+        check_same(before.made.model_dump(mode="json"), self.made)
+        if before.start != self.start:
+            raise ConfigError("this run was started from other initial prototypes; name another run")
+        if before.fingerprint != self.fingerprint:
+            raise ConfigError("this run was started on other rows; name another run")
+
+
 class SavedFile:
     """The newest checkpoint of a training, in a run's directory.
 
@@ -56,15 +81,12 @@ class SavedFile:
     run_dir : str
     every : float
         Seconds between checkpoints.
-    config, made
-        What is fitted; another one is not gone on with.
-    fingerprint : str
-        Of the rows, and of initial prototypes.
+    origin : Origin
+        What is trained; a checkpoint of another one is not gone on with.
     """
 
-    def __init__(self, run_dir: str, every: float, config: FitConfig, made: FeatureConfig, fingerprint: str):
-        self._file = TensorFile(run_dir, _NAME, every)
-        self._config, self._made, self._fingerprint = config, made, fingerprint
+    def __init__(self, run_dir: str, every: float, origin: Origin):
+        self._file, self._origin = TensorFile(run_dir, _NAME, every), origin
 
     def due(self) -> bool:
         return self._file.due()
@@ -79,9 +101,10 @@ class SavedFile:
             "heads": len(saved.starts),
             "best": saved.best,
             "history": saved.history,
-            "config": self._config.model_dump(mode="json"),
-            "made": self._made.model_dump(mode="json"),
-            "fingerprint": self._fingerprint,
+            "config": self._origin.config.model_dump(mode="json"),
+            "made": self._origin.made.model_dump(mode="json"),
+            "fingerprint": self._origin.fingerprint,
+            "start": self._origin.start,
         }
         self._file.write(tensors, described, f"stage {saved.stage + 1}, step {saved.step} of the training")
 
@@ -91,32 +114,44 @@ class SavedFile:
         Raises
         ------
         ConfigError
-            If it is of other parameters or rows.
+            If it is of other parameters, initial prototypes or rows.
         ModelError, EngineError
             If it is damaged, or cannot be read.
         """
-        found = self._file.read()
+        found = _read(self._file)
         if found is None:
             return None
-        tensors, described = found
-        parts: dict[str, dict[str, torch.Tensor]] = {"stage": {}, "teacher": {}, "start": {}}
-        try:
-            for name, tensor in tensors.items():
-                kind, _, rest = name.partition(".")
-                parts[kind][rest] = tensor
-            check_same(described["config"], self._config)
-            check_same(described["made"], self._made)
-            if described["fingerprint"] != self._fingerprint:
-                raise ConfigError("this run was started on other rows, or from other prototypes; name another run")
-            starts = [parts["start"].get(str(head)) for head in range(described["heads"])]
-            return Saved(
-                described["stage"],
-                described["step"],
-                parts["stage"],
-                parts["teacher"],
-                starts,
-                described["best"],
-                described["history"],
-            )
-        except (KeyError, TypeError) as error:
-            raise self._file.damaged(error) from None
+        saved, before = found
+        self._origin.check(before)
+        return saved
+
+
+def saved_in(run_dir: str) -> tuple[Saved, Origin] | None:
+    """The last checkpoint of a run, whatever it is of; errors are those of `SavedFile.load`."""
+    return _read(TensorFile(run_dir, _NAME, every=0))
+
+
+def _read(file: TensorFile) -> tuple[Saved, Origin] | None:
+    found = file.read()
+    if found is None:
+        return None
+    tensors, described = found
+    parts: dict[str, dict[str, torch.Tensor]] = {"stage": {}, "teacher": {}, "start": {}}
+    try:
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            parts[kind][rest] = tensor
+        starts = [parts["start"].get(str(head)) for head in range(described["heads"])]
+        saved = Saved(
+            described["stage"],
+            described["step"],
+            parts["stage"],
+            parts["teacher"],
+            starts,
+            described["best"],
+            described["history"],
+        )
+        config, made = FitConfig(**described["config"]), FeatureConfig(**described["made"])
+        return saved, Origin(config, made, described["fingerprint"], described["start"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise file.damaged(error) from None

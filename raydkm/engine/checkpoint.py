@@ -29,8 +29,8 @@ _NAME = "checkpoint.safetensors"
 
 def check_same(before: dict[str, Any], config: BaseModel) -> None:
     """Refuse to go on with other parameters than `before` (but `max_steps` and `max_time`, which only end a fit)."""
-    now = config.model_dump(mode="json")
-    for name, was in before.items():
+    now, defaults = config.model_dump(mode="json"), type(config)().model_dump(mode="json")
+    for name, was in (defaults | before).items():  # of options that there were not yet the default
         if name not in ("max_steps", "max_time") and now.get(name) != was:
             raise ConfigError(f"this run was started with {name} {was!r}, not {now.get(name)!r}; name another run")
 

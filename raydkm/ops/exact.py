@@ -124,6 +124,7 @@ class Statistics:
         Rows (n, d) may be multiplied by weights (n,) of float64 before. On the CPU they may be taken from row
         ``before[i]`` at the same time, where they were added before; -1 for none.
         """
+        assert weight is None or x.dim() == 2
         part, grid = self._parts[name]
         if part.device.type == "cpu":
             whose, rows = index.numpy(), x.contiguous().numpy()

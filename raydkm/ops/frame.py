@@ -10,8 +10,6 @@ from torch import Tensor
 
 from raydkm.ops.kernels import normalise
 
-CONTIGUOUS = torch.contiguous_format
-
 
 @dataclass(frozen=True)
 class Frame:
@@ -42,7 +40,7 @@ class Frame:
         """Rows as float32 (float64 where `x` is), of unit length if the metric is cosine."""
         x = x.to(torch.float64 if x.dtype == torch.float64 or self.dtype == torch.float64 else torch.float32)
         if self.metric == "cosine" and x.dtype == torch.float32 and x.device.type == "cpu":
-            return self._on_sphere_less(x, torch.zeros(x.shape[1]), torch.empty_like(x, memory_format=CONTIGUOUS))
+            return self._on_sphere_less(x, torch.zeros(x.shape[1]), torch.empty(x.shape))
         if self.metric == "cosine":
             norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
             x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)  # features may be zero, which rows may not
@@ -66,6 +64,8 @@ class Frame:
 
     @staticmethod
     def _on_sphere_less(x: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+        if x.shape[1] != len(shift):  # compiled loops do not look
+            raise ValueError(f"rows of {x.shape[1]} columns in a frame of {len(shift)}")
         normalise(x.contiguous().numpy(), shift.numpy(), out.numpy())
         return out
 

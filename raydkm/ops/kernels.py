@@ -61,9 +61,9 @@ def normalise(x, shift, into):  # type: ignore[no-untyped-def]
         own = 0.0
         for j in range(x.shape[1]):
             own += np.float64(x[i, j]) * np.float64(x[i, j])
-        factor = np.float32(1.0 / max(math.sqrt(own), TINY))
+        factor = 1.0 / max(math.sqrt(own), TINY)
         for j in range(x.shape[1]):
-            into[i, j] = x[i, j] * factor - shift[j]
+            into[i, j] = np.float32(np.float64(x[i, j]) * factor) - shift[j]
 
 
 @_compiled

@@ -21,7 +21,7 @@ from raydkm.deep.losses import CrossEntropy
 from raydkm.deep.train import Stage
 from raydkm.engine.comm import Solo
 from raydkm.engine.fit import Fitted
-from raydkm.errors import ConfigError, EngineError, ModelError
+from raydkm.errors import ConfigError, EngineError, ModelError, OutputError
 from raydkm.features.features import features_of
 from raydkm.ops.batch import BATCH_ROWS
 from raydkm.ops.metrics import clustering_accuracy
@@ -202,6 +202,18 @@ def test_a_finished_training_is_not_done_again(files: Path, tmp_path: Path) -> N
     assert again.checksum() == first.checksum()
 
 
+def test_a_model_of_another_training_is_not_taken_for_this_one(files: Path, tmp_path: Path) -> None:
+    options = {**TINY, "column": "pixels", "engine": "local", "pretrain_epochs": 1, "rounds": 1, "epochs": 1}
+    first, second, out = (str(tmp_path / name) for name in ("first", "second", "model"))
+    raydkm.fit(files, out=out, run_dir=first, **options)
+    other = {**options, "seed": 1}
+    with pytest.raises(OutputError, match="exists already"):  # the run has done nothing yet
+        raydkm.fit(files, out=out, run_dir=second, **other)
+    raydkm.fit(files, run_dir=second, **other)
+    with pytest.raises(OutputError, match="exists already"):  # the run has done something else
+        raydkm.fit(files, out=out, run_dir=second, **other)
+
+
 def _fails(self: Stage) -> float:
     raise AssertionError("trained again")
 
@@ -242,6 +254,7 @@ def test_maps_and_neighbours_alone_are_assigned_as_they_were_fitted(files: Path,
         ({"agreement": 0.9}, "agreement goes with an encoder"),
         ({"encoder": "mlp", "rounds": 0, "pretrain": "contrastive", "epochs": 3}, "epochs goes with rounds"),
         ({"encoder": "mlp", "loss": "sr-kmeans", "feature_map": "center"}, "feature_map goes with loss cross-entropy"),
+        ({"encoder": "mlp", "pretrain": "autoencoder", "rounds": 0, "strength": 2}, "strength goes with pretrain"),
         ({"encoder": "mlp", "denoising": 0.1}, "denoising goes with pretrain autoencoder, or loss sr-kmeans"),
         ({"encoder": "mlp", "max_time": 3}, "max_time ends ADM steps"),
         ({"encoder": "mlp", "view": "image"}, "whose views are (of )?vector"),

@@ -83,6 +83,14 @@ def test_other_parameters_or_data_are_refused_with_the_difference_named() -> Non
         saved.check_data("g")
 
 
+def test_an_option_that_there_was_not_yet_had_its_default() -> None:
+    saved = checkpoint()
+    del saved.config["anneal"]
+    saved.check_config(FitConfig())
+    with pytest.raises(ConfigError, match="anneal 0, not 3"):
+        saved.check_config(FitConfig(anneal=3))
+
+
 def test_a_fit_that_was_cut_short_goes_on_to_the_same_bits(blobs, tmp_path: Path) -> None:
     x, _ = blobs(rows=500, dim=4, clusters=5)
     whole = raydkm.fit(x, **OPTIONS)

@@ -111,3 +111,13 @@ def test_adding_rows_gives_the_sum_of_each_group(rng: np.random.Generator) -> No
     statistics.add_rows("sums", torch.from_numpy(index), torch.from_numpy(x))
     expected = np.stack([x[index == k].sum(0) for k in range(4)])
     np.testing.assert_allclose(statistics["sums"].numpy(), expected, atol=1e-11)
+
+
+def test_weighted_rows_are_what_their_products_are_wherever_they_were_before(rng: np.random.Generator) -> None:
+    x, weight = torch.from_numpy(rng.standard_normal((300, 5))).float(), torch.from_numpy(rng.random(300) + 0.1)
+    index, before = (torch.from_numpy(rng.integers(low, 4, size=300)) for low in (0, -1))
+    field = Field("sums", (4, 5), Grid(torch.tensor([20, 21, 22, 30, 40])))
+    found, products = Statistics((field,)), Statistics((field,))
+    found.add_rows("sums", index, x, before.int(), weight)
+    products.add_rows("sums", index, x * weight[:, None], before.int())
+    assert torch.equal(found.buffer, products.buffer)
