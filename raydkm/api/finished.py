@@ -39,7 +39,7 @@ def finished_before(
     ConfigError
         If the run has made it of other parameters, initial prototypes or files.
     ModelError
-        If there is no model in `out`, or a damaged one.
+        If there is no model in `out`, or a damaged one (with an encoder it is another's).
     """
     model = (_of_training if made.trains else _of_steps)(out, run_dir, config, made, start)
     if model is None:
