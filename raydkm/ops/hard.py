@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from raydkm.ops.amx_hard import decide_by_tiles
 from raydkm.ops.kernels import decide
 from raydkm.ops.last import LastPass, Tile
 from raydkm.ops.leading import Directions, Leading, widths
@@ -173,28 +174,27 @@ class HardAssignment:
 
     def _settle(self, screen: Screen, seen: Rows, rows: Tensor, columns: Columns, z: Tensor, labels: Tensor) -> int:
         """Write the labels of some rows (m,); return how many scores were computed again."""
-        scores = self._scores
-        found = screen(seen if len(rows) == len(z) else seen.some(rows), columns)
-        return int(
-            decide(
-                found.approximate.numpy(),
-                found.bias.numpy(),
-                columns.which.numpy(),
-                lowest(found.approximate.dtype),
-                found.unit,
-                found.error,
-                found.left.numpy(),
-                found.norm.numpy(),
-                rows.numpy(),
-                z.numpy(),
-                scores.prototypes.numpy(),
-                scores.lengths.numpy(),
-                scores.bias.numpy(),
-                self._rounding,
-                TIE,
-                labels.numpy(),
-            )
+        scores, some = self._scores, seen if len(rows) == len(z) else seen.some(rows)
+        rest = (
+            columns.bias.numpy(),
+            columns.which.numpy(),
+            lowest(columns.bias.dtype),
+            screen.unit,
+            screen.error,
+            some.left.numpy(),
+            some.norm.numpy(),
+            rows.numpy(),
+            z.numpy(),
+            scores.prototypes.numpy(),
+            scores.lengths.numpy(),
+            scores.bias.numpy(),
+            self._rounding,
+            TIE,
+            labels.numpy(),
         )
+        if screen.tiled:
+            return int(decide_by_tiles(some.factor.numpy(), columns.factor.numpy(), *rest))
+        return int(decide(screen(some, columns).approximate.numpy(), *rest))
 
     def _decide(self, chosen: _Chosen, z: Tensor) -> Tensor:
         """The same by tensor operations: float64 scores of the rows whose best two lie within the error."""

@@ -36,7 +36,7 @@ TINY = 2.0**-126
 LOST = 1.2e-19
 
 
-def _compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
+def compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
     """Compiled at the first call, and kept on disk where there is a place for it (see NUMBA_CACHE_DIR)."""
     try:
         return njit(function, nogil=True, fastmath=fastmath, error_model="numpy", cache=True)
@@ -44,17 +44,17 @@ def _compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
         return njit(function, nogil=True, fastmath=fastmath, error_model="numpy")
 
 
-def _compiled_in_order(function: Callable) -> Callable:
-    """`_compiled`, with sums as they are written."""
-    return _compiled(function, {"nnan", "ninf", "nsz", "arcp", "contract"})
+def compiled_in_order(function: Callable) -> Callable:
+    """`compiled`, with sums as they are written."""
+    return compiled(function, {"nnan", "ninf", "nsz", "arcp", "contract"})
 
 
-def _compiled_of_any(function: Callable) -> Callable:
-    """`_compiled`, of numbers that need not be finite."""
-    return _compiled(function, {"nsz", "reassoc"})
+def compiled_of_any(function: Callable) -> Callable:
+    """`compiled`, of numbers that need not be finite."""
+    return compiled(function, {"nsz", "reassoc"})
 
 
-@_compiled_of_any
+@compiled_of_any
 def normalise(x, shift, into):  # type: ignore[no-untyped-def]
     """Write x (n, d), in rows of unit length or of zeros, less shift (d,); it may be in place."""
     for i in range(x.shape[0]):
@@ -66,7 +66,7 @@ def normalise(x, shift, into):  # type: ignore[no-untyped-def]
             into[i, j] = np.float32(np.float64(x[i, j]) * factor) - shift[j]
 
 
-@_compiled
+@compiled
 def quantise(z, step, codes, norm, residual):  # type: ignore[no-untyped-def]
     """Write codes (n, d) int8 of z (n, d) at a step, bounds (n,) of its rows' norms and of those of what is left."""
     one, lost = np.float32(1.0) / step, LOST * math.sqrt(z.shape[1])
@@ -84,7 +84,7 @@ def quantise(z, step, codes, norm, residual):  # type: ignore[no-untyped-def]
 
 
 # A view of a row counts references, and threads share prototypes: the loops that read them index whole arrays.
-@_compiled
+@compiled
 def _product(z, i, theta, k):  # type: ignore[no-untyped-def]
     total = np.float32(0.0)
     for j in range(z.shape[1]):
@@ -92,7 +92,7 @@ def _product(z, i, theta, k):  # type: ignore[no-untyped-def]
     return total
 
 
-@_compiled
+@compiled
 def _exact_product(z, i, theta, k):  # type: ignore[no-untyped-def]
     total = 0.0
     for j in range(z.shape[1]):
@@ -100,7 +100,7 @@ def _exact_product(z, i, theta, k):  # type: ignore[no-untyped-def]
     return total
 
 
-@_compiled
+@compiled
 def _first_of_best(z, i, norm, theta, size, bias, some, count, tie):  # type: ignore[no-untyped-def]
     """The first of `some` prototypes whose float64 score is the highest, to within `tie` of that score's scale."""
     best, scale = LEAST, 0.0
@@ -114,7 +114,7 @@ def _first_of_best(z, i, norm, theta, size, bias, some, count, tie):  # type: ig
     return some[0]
 
 
-@_compiled
+@compiled
 def leave_over(z, head, hidden, leading):  # type: ignore[no-untyped-def]
     """Write head (n, h) and beside it what it leaves over of z (n, d): the root of the difference of their squares.
 
@@ -132,7 +132,7 @@ def leave_over(z, head, hidden, leading):  # type: ignore[no-untyped-def]
         leading[i, last] = math.sqrt(max(0.0, np.float64(whole) - np.float64(seen)) + hidden * whole) + lost
 
 
-@_compiled
+@compiled
 def _not_above(value, lowest, numbers):  # type: ignore[no-untyped-def]
     """A number of the dtype of `numbers`, not above `value` but for what comparing whole numbers with it does not see.
 
@@ -141,7 +141,7 @@ def _not_above(value, lowest, numbers):  # type: ignore[no-untyped-def]
     return numbers.dtype.type(max(value - abs(value) * 2.0**-22, lowest))
 
 
-@_compiled
+@compiled
 def decide(  # type: ignore[no-untyped-def]
     approximate, offset, which, lowest, unit, error, left, norm, rows, z, theta, size, bias, rounding, tie, labels
 ):
@@ -179,7 +179,7 @@ def decide(  # type: ignore[no-untyped-def]
     number = approximate.dtype.type
     peak = np.empty(blocks, approximate.dtype)
     some, value, few = np.empty(MOST, np.int64), np.empty(MOST, np.float32), np.empty(BLOCK + 1, np.int64)
-    everyone, offsets = np.arange(clusters), offset.copy()  # a view of what threads share would be counted by all
+    offsets = offset.copy()  # a view of what threads share would be counted by all
     per_unit, computed = 1.0 / unit, 0
     for r in range(approximate.shape[0]):
         i = rows[r]
@@ -241,7 +241,7 @@ def decide(  # type: ignore[no-untyped-def]
                     count += 1
         if count == MOST:
             computed += clusters
-            labels[i] = _first_of_best(z, i, norm[r], theta, size, bias, everyone, clusters, tie)
+            labels[i] = _first_of_best(z, i, norm[r], theta, size, bias, np.arange(clusters), clusters, tie)
             continue
         if count > 1:
             nearest = 0
@@ -256,7 +256,7 @@ def decide(  # type: ignore[no-untyped-def]
     return computed
 
 
-@_compiled
+@compiled
 def add_rows(into, index, before, x, scale):  # type: ignore[no-untyped-def]
     """Add each row of x (n, d), rounded to multiples of 1 / scale (d,), to row index[i] of `into` (K, d) int64.
 
@@ -274,7 +274,7 @@ def add_rows(into, index, before, x, scale):  # type: ignore[no-untyped-def]
                 into[old, j] -= units
 
 
-@_compiled
+@compiled
 def add_weighted_rows(into, index, before, x, weight, scale):  # type: ignore[no-untyped-def]
     """`add_rows` of rows times weights (n,); scales are powers of two, so that only this product is rounded before."""
     for i in range(x.shape[0]):
@@ -288,7 +288,7 @@ def add_weighted_rows(into, index, before, x, weight, scale):  # type: ignore[no
                 into[old, j] -= units
 
 
-@_compiled
+@compiled
 def add_numbers(into, index, before, x, scale):  # type: ignore[no-untyped-def]
     """`add_rows` of numbers x (n,) to `into` (K,)."""
     for i in range(x.shape[0]):
@@ -298,7 +298,7 @@ def add_numbers(into, index, before, x, scale):  # type: ignore[no-untyped-def]
             into[before[i]] -= units
 
 
-@_compiled
+@compiled
 def add_rounded(into, x, scale):  # type: ignore[no-untyped-def]
     """Add x (n, d), rounded to multiples of 1 / scale (d,), to `into` (n, d) int64."""
     for i in range(x.shape[0]):
@@ -306,7 +306,7 @@ def add_rounded(into, x, scale):  # type: ignore[no-untyped-def]
             into[i, j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
 
 
-@_compiled
+@compiled
 def squares(x, into):  # type: ignore[no-untyped-def]
     """Write the squared length (n,) in float64 of each row of x (n, d)."""
     for i in range(x.shape[0]):
@@ -316,7 +316,7 @@ def squares(x, into):  # type: ignore[no-untyped-def]
         into[i] = total
 
 
-@_compiled
+@compiled
 def differing(x, y, into):  # type: ignore[no-untyped-def]
     """Write whether a row of x (n, d) has another number than that of y."""
     for i in range(x.shape[0]):
@@ -327,7 +327,7 @@ def differing(x, y, into):  # type: ignore[no-untyped-def]
                 break
 
 
-@_compiled
+@compiled
 def count_close(x, order, limit):  # type: ignore[no-untyped-def]
     """How many rows of x (n, d), in some order (n,), are within sqrt(limit) of the one before."""
     count = 0
@@ -342,20 +342,20 @@ def count_close(x, order, limit):  # type: ignore[no-untyped-def]
     return count
 
 
-@_compiled
+@compiled
 def _ordinal(x):  # type: ignore[no-untyped-def]
     """An integer that is larger for a larger float32: maxima of integers are vectorised."""
     bits = np.float32(x).view(np.int32)
     return np.int32(bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
-@_compiled
+@compiled
 def _number(ordinal):  # type: ignore[no-untyped-def]
     """The float32 of an ordinal."""
     return np.int32(ordinal ^ ((ordinal >> 31) & 0x7FFFFFFF)).view(np.float32)
 
 
-@_compiled
+@compiled
 def shift_rows(x, least):  # type: ignore[no-untyped-def]
     """Subtract from each row of x (n, d) float32 its largest number, and raise what is below `least` to it."""
     for i in range(x.shape[0]):
@@ -367,7 +367,7 @@ def shift_rows(x, least):  # type: ignore[no-untyped-def]
             row[k] = max(row[k] - largest, least)
 
 
-@_compiled_in_order
+@compiled_in_order
 def _power_of_two(x):  # type: ignore[no-untyped-def]
     """2^x of float32 between -126 and 0, to within 2e-7 of it: a polynomial of what rounding leaves of x.
 
@@ -384,7 +384,7 @@ def _power_of_two(x):  # type: ignore[no-untyped-def]
     return np.int32(p.view(np.int32) + np.int32(shifted.view(np.int32) << np.int32(23))).view(np.float32)
 
 
-@_compiled
+@compiled
 def soften(logits, bias, weight, counts):  # type: ignore[no-untyped-def]
     """Make logits (n, K) to the base of 2, without biases (K,), the targets w_i q_ik, which are added to counts (K,).
 
@@ -418,7 +418,7 @@ def soften(logits, bias, weight, counts):  # type: ignore[no-untyped-def]
     return entropy
 
 
-@_compiled
+@compiled
 def tilt(logits, factor, log_s, tilted):  # type: ignore[no-untyped-def]
     """Write factor l_ik + log s_k (n, K)."""
     for i in range(logits.shape[0]):
@@ -426,7 +426,7 @@ def tilt(logits, factor, log_s, tilted):  # type: ignore[no-untyped-def]
             tilted[i, k] = factor * logits[i, k] + log_s[k]
 
 
-@_compiled
+@compiled
 def contrast(exp_p, exp_q, log_p, log_q, weight, counts, posterior_counts):  # type: ignore[no-untyped-def]
     """Make exp(log p) (n, K) the differences w_i (p_ik - q_ik), both normalised here, and add up their counts (K,).
 

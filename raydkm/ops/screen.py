@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raydkm.ops import amx
 from raydkm.ops.kernels import BLOCK, LEAST_SCORE, LOST, quantise
 from raydkm.ops.leading import Leading
 from raydkm.ops.scores import Scores
@@ -47,7 +48,7 @@ class Rows(NamedTuple):
 class Columns(NamedTuple):
     """Prototypes as a screen multiplies them, padded to a multiple of `BLOCK`."""
 
-    factor: Tensor  # (h, columns)
+    factor: Tensor  # (h, columns), or as `raydkm.ops.amx.packed`
     bias: Tensor  # (columns,) of the dtype of the products; of columns beyond them lower than any score
     which: Tensor  # (at most columns,) of int64: the prototypes
 
@@ -80,6 +81,8 @@ class Screen(ABC):
 
     #: Of a product.
     unit = 1.0
+    #: Whether columns are packed for `raydkm.ops.amx`.
+    tiled = False
     #: By which alone rows are what they are, whatever the scores.
     leading: Leading | None = None
     error: tuple[float, float, float]
@@ -100,12 +103,15 @@ class Screen(ABC):
 
     def __call__(self, rows: Rows, columns: Columns) -> Screened:
         """Approximate scores of rows by prototypes."""
-        product = self._product(rows.factor, columns.factor)
+        product = self._product(rows.factor, columns)
         return Screened(product, columns.bias, self.unit, self.error, rows.left, rows.norm)
 
-    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
-        product = self._buffer("product", (len(rows) * columns.shape[1],), rows).view(len(rows), columns.shape[1])
-        return torch.mm(rows, columns, out=product)
+    def _product(self, rows: Tensor, columns: Columns) -> Tensor:
+        return torch.mm(rows, columns.factor, out=self._room("product", rows, columns))
+
+    def _room(self, name: str, rows: Tensor, columns: Columns, dtype: torch.dtype | None = None) -> Tensor:
+        shape = (len(rows), len(columns.bias))
+        return self._buffer(name, (shape[0] * shape[1],), rows, dtype).view(shape)
 
     def _norms(self, z: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(z, dim=1, out=self._buffer("norm", z.shape[:1], z))
@@ -149,9 +155,9 @@ class BFloat16Screen(Screen):
         bias = padded(self.scores.bias[which], LEAST_SCORE)
         return Columns(padded(self._low[which]).T.contiguous(), bias, which)
 
-    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def _product(self, rows: Tensor, columns: Columns) -> Tensor:
         low = super()._product(rows, columns)
-        return self._buffer("wide", (low.numel(),), low, torch.float32).view(low.shape).copy_(low)
+        return self._room("wide", rows, columns, torch.float32).copy_(low)
 
 
 class Int8Screen(Screen):
@@ -172,6 +178,7 @@ class Int8Screen(Screen):
         of_bias = unit + (self.bias if self.bias >= FARTHEST * unit else 0.0)  # it is rounded, or cut off
         # ||z'|| <= ||z|| + ||z - z'||
         self.error = ((self.norm + residual) * SLACK, residual * SLACK, of_bias)
+        self.tiled = amx.available()
 
     @staticmethod
     def fits(scores: Scores) -> bool:
@@ -186,12 +193,16 @@ class Int8Screen(Screen):
 
     def columns(self, which: Tensor) -> Columns:
         bias = torch.round(self.scores.bias[which].double() / self.unit).clamp_(-FARTHEST, FARTHEST)
-        return Columns(padded(self._codes[which]).T, padded(bias, -2.0 * FARTHEST).to(torch.int32), which)
+        codes = padded(self._codes[which])
+        factor = amx.packed(codes) if self.tiled else codes.T
+        return Columns(factor, padded(bias, -2.0 * FARTHEST).to(torch.int32), which)
 
-    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
-        shape = (len(rows), columns.shape[1])
-        product = self._buffer("product", (shape[0] * shape[1],), rows, torch.int32).view(shape)
-        return torch._int_mm(rows, columns, out=product)
+    def _product(self, rows: Tensor, columns: Columns) -> Tensor:
+        product = self._room("product", rows, columns, torch.int32)
+        if not self.tiled:
+            return torch._int_mm(rows, columns.factor, out=product)
+        amx.product_int8(rows.numpy(), columns.factor.numpy(), product.numpy())
+        return product
 
 
 class LeadingScreen(Screen):
@@ -211,7 +222,7 @@ class LeadingScreen(Screen):
         theta = Scores(leading(scores.prototypes), scores.bias, scores.temperature)
         self._inner = kind(theta, leading(like))
         of_left, of_norm, absolute = self._inner.error
-        self.unit = self._inner.unit
+        self.unit, self.tiled = self._inner.unit, self._inner.tiled
         self.error = (of_left, of_norm + (2 * leading.error + leading.error**2) * self.norm * SLACK, absolute)
 
     def rows(self, z: Tensor) -> Rows:
@@ -221,7 +232,7 @@ class LeadingScreen(Screen):
     def columns(self, which: Tensor) -> Columns:
         return self._inner.columns(which)
 
-    def _product(self, rows: Tensor, columns: Tensor) -> Tensor:
+    def _product(self, rows: Tensor, columns: Columns) -> Tensor:
         return self._inner._product(rows, columns)
 
 
