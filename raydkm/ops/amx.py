@@ -10,6 +10,7 @@ instruction adds to 16 x 16 sums the products of 64 coordinates in 8 bits, in wh
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
@@ -21,7 +22,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from raydkm.ops.kernels import compiled
+from raydkm.ops.kernels import compiled, compiled_in_order
 
 #: Rows whose products are computed at a time: two tiles of them.
 ROWS = 32
@@ -45,14 +46,23 @@ def available() -> bool:
 
 
 def packed(x: Tensor) -> Tensor:
-    """Columns x (m, h) of int8, m a multiple of 16, as tiles (m / 16, chunks, 16, 64).
+    """Columns x (parts, m, h) of int8 or bf16, m a multiple of 16, as tiles (parts, m / 16, chunks, 16, 64 bytes).
 
-    Line l of a tile has the coordinates 4 l to 4 l + 3 of each of its 16 columns.
+    Line l of a tile has, one after the other, the l-th four bytes of coordinates of each of its 16 columns.
     """
     group = 4 // x.element_size()
-    x = torch.nn.functional.pad(x, (0, -x.shape[1] % (LINES * group)))
-    tiles = x.view(len(x) // LINES, LINES, -1, LINES, group).permute(0, 2, 3, 1, 4)
-    return tiles.reshape(*tiles.shape[:3], LINES * group).contiguous()
+    x = torch.nn.functional.pad(x, (0, -x.shape[2] % (LINES * group)))
+    tiles = x.view(len(x), -1, LINES, x.shape[2] // (LINES * group), LINES, group).permute(0, 1, 3, 4, 2, 5)
+    return tiles.reshape(*tiles.shape[:4], LINES * group)
+
+
+def split(x: Tensor, parts: int) -> Tensor:
+    """bf16 parts (parts, m, h) of x (m, h) float32: each but the first of what rounding left by those before."""
+    found, rest = [], x
+    for _ in range(parts):
+        found.append(rest.to(torch.bfloat16))
+        rest = rest - found[-1].to(torch.float32)
+    return torch.stack(found)
 
 
 def _instruction(name: str, builder: Any, tiles: tuple[Any, ...], rest: tuple[Any, ...] = ()) -> None:
@@ -124,56 +134,122 @@ def _adder(name: str) -> Any:
 #: Lines of a tile from, and to, an address, so many bytes apart.
 load, store = _mover("tileloadd64"), _mover("tilestored64")
 
-#: Products of 8-bit numbers, added to whole numbers of 32 bits.
-add_int8 = _adder("tdpbssd")
+#: Products of 8-bit numbers, added to whole numbers of 32 bits; of bf16 ones, to float32.
+add_int8, add_bf16 = _adder("tdpbssd"), _adder("tdpbf16ps")
 
 
-@compiled
-def multiply_int8(rows, columns, into):  # type: ignore[no-untyped-def]
-    """Write the products (32, m) int32 of rows (32, 64 chunks) int8 by `packed` columns; between `begin` and `end`."""
-    chunks, wide, line = columns.shape[1], into.shape[1] * 4, rows.shape[1]
-    tile = LINES * BYTES
-    a, to = rows.ctypes.data, into.ctypes.data
-    for pair in range(columns.shape[0] // 2):
-        b = columns.ctypes.data + 2 * pair * chunks * tile
-        clear(0)
-        clear(1)
-        clear(2)
-        clear(3)
-        for chunk in range(chunks):
-            load(4, a + chunk * BYTES, line)
-            load(5, a + chunk * BYTES + LINES * line, line)
-            load(6, b + chunk * tile, BYTES)
-            load(7, b + (chunks + chunk) * tile, BYTES)
-            add_int8(0, 4, 6)
-            add_int8(1, 4, 7)
-            add_int8(2, 5, 6)
-            add_int8(3, 5, 7)
-        at = to + 2 * pair * BYTES
-        store(0, at, wide)
-        store(1, at + BYTES, wide)
-        store(2, at + LINES * wide, wide)
-        store(3, at + LINES * wide + BYTES, wide)
+def _multiplier(add: Any) -> Callable:
+    @compiled
+    def multiply(rows, columns, into, more):  # type: ignore[no-untyped-def]
+        """Write, or with `more` add, the products of rows by columns; between `begin` and `end`.
+
+        Numbers may be in parts, of which the second is what rounding left of the first, and so on. What part i of a
+        row and part j of a column add to the product is left out where i + j is not below the number of parts.
+
+        Parameters
+        ----------
+        rows : (parts, n / 16, chunks, 16, 64 bytes)
+            n a multiple of 32; a tile has 64 bytes of each of 16 rows.
+        columns : (parts, m / 16, chunks, 16, 64 bytes)
+            `packed` ones, m a multiple of 32.
+        into : (n, m) of int32 or float32
+        more : bool
+        """
+        parts, chunks, wide = columns.shape[0], columns.shape[2], into.shape[1] * 4
+        tile, line = LINES * BYTES, columns.shape[2] * LINES * BYTES
+        for pair in range(columns.shape[1] // 2):
+            for block in range(rows.shape[1] // 2):
+                at = into.ctypes.data + block * ROWS * wide + 2 * pair * BYTES
+                if more:
+                    load(0, at, wide)
+                    load(1, at + BYTES, wide)
+                    load(2, at + LINES * wide, wide)
+                    load(3, at + LINES * wide + BYTES, wide)
+                else:
+                    clear(0)
+                    clear(1)
+                    clear(2)
+                    clear(3)
+                for chunk in range(chunks):
+                    for i in range(parts):
+                        a = rows.ctypes.data + (i * rows.shape[1] + 2 * block) * line + chunk * tile
+                        load(4, a, BYTES)
+                        load(5, a + line, BYTES)
+                        for j in range(parts - i):
+                            b = columns.ctypes.data + (j * columns.shape[1] + 2 * pair) * line + chunk * tile
+                            load(6, b, BYTES)
+                            load(7, b + line, BYTES)
+                            add(0, 4, 6)
+                            add(1, 4, 7)
+                            add(2, 5, 6)
+                            add(3, 5, 7)
+                store(0, at, wide)
+                store(1, at + BYTES, wide)
+                store(2, at + LINES * wide, wide)
+                store(3, at + LINES * wide + BYTES, wide)
+
+    return multiply
+
+
+multiply_int8, multiply_bf16 = _multiplier(add_int8), _multiplier(add_bf16)
 
 
 @compiled
 def block_of(factor, first, block):  # type: ignore[no-untyped-def]
-    """Copy up to `ROWS` rows of `factor` (n, h), from `first` on, to the block (32, at least h); return how many."""
-    count = min(ROWS, factor.shape[0] - first)
+    """Copy rows of `factor` (n, h) int8, from `first` on, to the tiles of a block; return how many there were."""
+    count = min(LINES * block.shape[0], factor.shape[0] - first)
     for i in range(count):
-        for j in range(factor.shape[1]):
-            block[i, j] = factor[first + i, j]
+        for chunk in range(block.shape[1]):
+            for j in range(min(BYTES, factor.shape[1] - chunk * BYTES)):
+                block[i // LINES, chunk, i % LINES, j] = factor[first + i, chunk * BYTES + j]
     return count
 
 
 @compiled
 def product_int8(factor, columns, into):  # type: ignore[no-untyped-def]
     """Write the products (n, m) int32 of rows (n, h) int8 by `packed` columns."""
-    block = np.zeros((ROWS, columns.shape[1] * BYTES), np.int8)
+    block = np.zeros((1, 2, columns.shape[2], LINES, BYTES), np.int8)
     some = np.empty((ROWS, into.shape[1]), np.int32)
     begin()
     for first in range(0, factor.shape[0], ROWS):
-        count = block_of(factor, first, block)
-        multiply_int8(block, columns, some)
+        count = block_of(factor, first, block[0])
+        multiply_int8(block, columns, some, False)
         into[first : first + count] = some[:count]
     end()
+
+
+@compiled_in_order
+def nearest_bf16(x):  # type: ignore[no-untyped-def]
+    """The nearest bf16 of a float32, as float32; ties go to even."""
+    bits = np.float32(x).view(np.int32)
+    bits = np.int32(bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1)))
+    return np.int32(bits & np.int32(-65536)).view(np.float32)
+
+
+@compiled_in_order
+def high_half(first, second):  # type: ignore[no-untyped-def]
+    """The bits of two bf16, in float32, as one int32."""
+    low = (np.float32(first).view(np.int32) >> np.int32(16)) & np.int32(0xFFFF)
+    return np.int32(low | (np.float32(second).view(np.int32) & np.int32(-65536)))
+
+
+@compiled_in_order
+def split_rows(z, first, parts):  # type: ignore[no-untyped-def]
+    """Write bf16 parts (p, rows / 16, chunks, 16, 32), as int16, of rows of z (n, d) float32 from `first` on.
+
+    Beyond them there are zeros. Return how many rows there were.
+    """
+    numbers = parts.shape[4]
+    count, rest = min(LINES * parts.shape[1], z.shape[0] - first), np.zeros(parts.shape[2] * numbers, np.float32)
+    for i in range(count):
+        for j in range(z.shape[1]):
+            rest[j] = z[first + i, j]
+        for part in range(parts.shape[0]):
+            for chunk in range(parts.shape[2]):
+                for j in range(numbers):
+                    value = nearest_bf16(rest[chunk * numbers + j])
+                    parts[part, i // LINES, chunk, i % LINES, j] = np.float32(value).view(np.int32) >> np.int32(16)
+                    rest[chunk * numbers + j] -= value
+    for i in range(count, LINES * parts.shape[1]):
+        parts[:, i // LINES, :, i % LINES] = 0
+    return count

@@ -108,7 +108,7 @@ class Statistics:
         part, grid = self._parts[name]
         if isinstance(x, Tensor) and part.dim() and part.device.type == "cpu":
             columns = part.shape[-1]
-            into, rows = part.view(-1, columns).numpy(), x.contiguous().view(-1, columns).numpy()
+            into, rows = part.view(-1, columns).numpy(), x.reshape(-1, columns).numpy()
             with self._lock:
                 add_rounded(into, rows, grid.scale.expand(columns).numpy())
             return

@@ -300,10 +300,12 @@ def add_numbers(into, index, before, x, scale):  # type: ignore[no-untyped-def]
 
 @compiled
 def add_rounded(into, x, scale):  # type: ignore[no-untyped-def]
-    """Add x (n, d), rounded to multiples of 1 / scale (d,), to `into` (n, d) int64."""
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
-            into[i, j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
+    """Add x (n, d), rounded to multiples of 1 / scale (d,), to `into` (n, d) int64; x may have its columns together."""
+    for first in range(0, x.shape[0], BLOCK):
+        for start in range(0, x.shape[1], BLOCK):
+            for i in range(first, min(first + BLOCK, x.shape[0])):
+                for j in range(start, min(start + BLOCK, x.shape[1])):
+                    into[i, j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
 
 
 @compiled

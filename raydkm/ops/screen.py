@@ -194,7 +194,7 @@ class Int8Screen(Screen):
     def columns(self, which: Tensor) -> Columns:
         bias = torch.round(self.scores.bias[which].double() / self.unit).clamp_(-FARTHEST, FARTHEST)
         codes = padded(self._codes[which])
-        factor = amx.packed(codes) if self.tiled else codes.T
+        factor = amx.packed(codes[None]) if self.tiled else codes.T
         return Columns(factor, padded(bias, -2.0 * FARTHEST).to(torch.int32), which)
 
     def _product(self, rows: Tensor, columns: Columns) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from raydkm.ops.batch import SOFT_TILE
 from raydkm.ops.kernels import soften
 from raydkm.ops.scores import Scores
 from raydkm.ops.workspace import Workspace
@@ -66,3 +68,39 @@ class SoftAssignment:
             return q, float(torch.dot(weight, posterior.entropy.double()))
         q = torch.mm(z, self.logits.prototypes.T, out=self._buffer("targets", (len(z), len(counts)), z))
         return q, soften(q.numpy(), self.logits.bias.numpy(), weight.numpy(), counts.numpy())
+
+
+class SoftByProducts:
+    """Sums of q_i over a batch, by matrix products of its tiles; any number of threads may call one.
+
+    Parameters
+    ----------
+    assign : SoftAssignment
+    low_precision_sums : bool
+        Sum q z in bf16.
+    """
+
+    #: Numbers of a tile.
+    tile = SOFT_TILE
+
+    def __init__(self, assign: SoftAssignment, *, low_precision_sums: bool):
+        self._assign = assign
+        self._low = low_precision_sums
+        self._buffer = Workspace()
+
+    def __call__(self, tiles: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, float]:
+        """n (K,), S (K, d) and -sum_i w_i sum_k q_ik log q_ik of tiles: rows z (n, d), weights (n,) of float64.
+
+        S is overwritten by the thread's next call.
+        """
+        theta, entropy = self._assign.logits.prototypes, 0.0
+        counts = theta.new_zeros(len(theta), dtype=torch.float64)
+        sums = self._buffer("sums", theta.shape, theta).zero_()
+        for z, weight in tiles:
+            q, uncertainty = self._assign.targets(z, weight, counts)
+            if self._low:
+                sums += torch.mm(q.T.to(torch.bfloat16), z.to(torch.bfloat16))
+            else:
+                sums.addmm_(q.T, z)
+            entropy += uncertainty
+        return counts, sums, entropy

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, SOFT_TILE, Batch
+from raydkm.ops.amx_soft import SoftByTiles
+from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, Batch
 from raydkm.ops.exact import COUNT, Field, Grid, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.fused import fused_hard_statistics, fused_soft_statistics, serves
@@ -21,7 +22,7 @@ from raydkm.ops.hard import HardAssignment
 from raydkm.ops.last import LastPass
 from raydkm.ops.leading import Directions
 from raydkm.ops.scores import Scores
-from raydkm.ops.soft import SoftAssignment
+from raydkm.ops.soft import SoftAssignment, SoftByProducts
 from raydkm.ops.workspace import Workspace
 
 Local = Callable[[Batch, Statistics], None]
@@ -108,19 +109,14 @@ def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -
     if serves(scores):
         return fused_soft_statistics(scores, frame, low_precision_sums=low_precision_sums)
     assign, buffer = SoftAssignment(scores), Workspace()
-    logits = assign.logits  # all that is kept of the scores
+    kind = SoftByTiles if SoftByTiles.serves(assign.logits) else SoftByProducts
+    summed, clusters = kind(assign, low_precision_sums=low_precision_sums), len(scores)
+    del scores  # all that is kept of them are logits
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        counts = torch.zeros_like(logits.bias, dtype=torch.float64)
-        sums, entropy = buffer("sums", logits.prototypes.shape, logits.prototypes).zero_(), 0.0
-        for where, z in batch.tiles(frame, len(logits), SOFT_TILE, buffer):
-            q, uncertainty = assign.targets(z, weight[where], counts)
-            if low_precision_sums:
-                sums += torch.mm(q.T.to(torch.bfloat16), z.to(torch.bfloat16))
-            else:
-                sums.addmm_(q.T, z)
-            entropy += uncertainty
+        tiles = batch.tiles(frame, clusters, summed.tile, buffer)
+        counts, sums, entropy = summed((z, weight[where]) for where, z in tiles)
         into.add("counts", counts)
         into.add("sums", sums)
         into.add("entropy", entropy)
