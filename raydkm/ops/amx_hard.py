@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from raydkm.ops.amx import BYTES, LINES, ROWS, begin, block_of, end, multiply_int8
-from raydkm.ops.kernels import compiled, decide
+from raydkm.ops.kernels import compiled, decide, quantise
 
 
 @compiled
@@ -38,6 +38,47 @@ def decide_by_tiles(  # type: ignore[no-untyped-def]
             rounding,
             tie,
             labels,
+        )
+    end()
+    return computed
+
+
+@compiled
+def label_by_tiles(  # type: ignore[no-untyped-def]
+    x, shift, step, columns, offset, which, lowest, unit, error, theta, size, bias, rounding, tie, labels
+):
+    """The same of all rows x (n, d) - shift (d,) in float32, in 8 bits at a step; labels (n,) are -1 before."""
+    block = np.zeros((1, 2, columns.shape[2], LINES, BYTES), np.int8)
+    scores = np.empty((ROWS, len(offset)), np.int32)
+    z, codes = np.empty((ROWS, x.shape[1]), np.float32), np.empty((ROWS, x.shape[1]), np.int8)
+    norm, left, rows = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32), np.arange(ROWS)
+    computed = 0
+    begin()
+    for first in range(0, x.shape[0], ROWS):
+        count = min(ROWS, x.shape[0] - first)
+        for i in range(count):
+            for j in range(x.shape[1]):
+                z[i, j] = x[first + i, j] - shift[j]
+        quantise(z[:count], step, codes[:count], norm, left)
+        block_of(codes[:count], 0, block[0])
+        multiply_int8(block, columns, scores, False)
+        computed += decide(
+            scores[:count],
+            offset,
+            which,
+            lowest,
+            unit,
+            error,
+            left[:count],
+            norm[:count],
+            rows[:count],
+            z,
+            theta,
+            size,
+            bias,
+            rounding,
+            tie,
+            labels[first : first + count],
         )
     end()
     return computed

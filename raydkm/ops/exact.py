@@ -117,14 +117,20 @@ class Statistics:
             part += units
 
     def add_rows(
-        self, name: str, index: Tensor, x: Tensor, before: Tensor | None = None, weight: Tensor | None = None
+        self,
+        name: str,
+        index: Tensor,
+        x: Tensor,
+        before: Tensor | None = None,
+        weight: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> None:
         """Round every row of `x` (n, d) or (n,), and add it to row ``index[i]`` of the field (K, d) or (K,).
 
-        Rows (n, d) may be multiplied by weights (n,) of float64 before. On the CPU they may be taken from row
-        ``before[i]`` at the same time, where they were added before; -1 for none.
+        From rows (n, d) a shift (d,) may be subtracted before, and they may be multiplied by weights (n,) of float64.
+        On the CPU they may be taken from row ``before[i]`` at the same time, where they were added before; -1 for none.
         """
-        assert weight is None or x.dim() == 2
+        assert (weight is None and shift is None) or x.dim() == 2
         part, grid = self._parts[name]
         if part.device.type == "cpu":
             whose, rows = index.numpy(), x.contiguous().numpy()
@@ -132,13 +138,16 @@ class Statistics:
             with self._lock:
                 if x.dim() == 1:
                     add_numbers(part.numpy(), whose, old, rows, float(grid.scale))
-                elif weight is None:
-                    add_rows(part.numpy(), whose, old, rows, grid.scale.expand(x.shape[1]).numpy())
+                    return
+                scale = grid.scale.expand(x.shape[1]).numpy()
+                less = (x.new_zeros(x.shape[1]) if shift is None else shift).numpy()
+                if weight is None:
+                    add_rows(part.numpy(), whose, old, rows, less, scale)
                 else:
-                    scale = grid.scale.expand(x.shape[1]).numpy()
-                    add_weighted_rows(part.numpy(), whose, old, rows, weight.numpy(), scale)
+                    add_weighted_rows(part.numpy(), whose, old, rows, less, weight.numpy(), scale)
             return
         assert before is None
+        x = x if shift is None else x - shift
         x = x if weight is None else x * weight.to(x.device)[:, None]
         index, units = index.to(part.device), grid.units(x.to(part.device))
         with self._lock:

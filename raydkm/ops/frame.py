@@ -12,6 +12,28 @@ from raydkm.ops.kernels import normalise
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """Rows z = x - shift, for loops that subtract as they read.
+
+    Parameters
+    ----------
+    x : Tensor (n, d)
+    shift : Tensor (d,), optional
+        Of the dtype of `x`, where x is not z already.
+    into : Tensor (n, d), optional
+        What z is written to, should it be asked for.
+    """
+
+    x: Tensor
+    shift: Tensor | None = None
+    into: Tensor | None = None
+
+    @cached_property
+    def z(self) -> Tensor:
+        return self.x if self.shift is None else torch.sub(self.x, self.shift, out=self.into)
+
+
+@dataclass(frozen=True)
 class Frame:
     """z = normalise(x) - shift.
 
@@ -61,6 +83,14 @@ class Frame:
             z = (normal.sub(shift) if normal is x else normal.sub_(shift)).to(self.dtype)
             return z if out is None else out.copy_(z)
         return torch.sub(normal, self._shift_of(normal), out=out)
+
+    def shifted(self, x: Tensor, out: Tensor) -> Shifted:
+        """(n, d) of any numeric dtype → z, computed as late as may be, and in `out`."""
+        if self.metric == "euclidean" and self.dtype == x.dtype == torch.float32 and x.device.type == "cpu":
+            if x.shape[1] != len(self._single):  # compiled loops do not look
+                raise ValueError(f"rows of {x.shape[1]} columns in a frame of {len(self._single)}")
+            return Shifted(x.contiguous(), self._single, out)
+        return Shifted(self(x, out))
 
     @staticmethod
     def _on_sphere_less(x: Tensor, shift: Tensor, out: Tensor) -> Tensor:

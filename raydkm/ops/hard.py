@@ -13,12 +13,16 @@ whose label of the last pass is known, and whose prototype has not moved since, 
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from raydkm.ops.amx_hard import decide_by_tiles
+from raydkm.ops import amx
+from raydkm.ops.amx_hard import decide_by_tiles, label_by_tiles
+from raydkm.ops.frame import Shifted
 from raydkm.ops.kernels import decide
 from raydkm.ops.last import LastPass, Tile
 from raydkm.ops.leading import Directions, Leading, widths
@@ -49,6 +53,9 @@ MOST_MOVED = 0.9
 #: again without leading directions: typical values, for the choice alone.
 TYPICAL_ERROR = 0.02
 TYPICAL_CANDIDATES = 1.5
+
+#: Time that a screen of fewer directions is to take, as a part of that of more: it does more besides.
+WORTH = 0.9
 
 #: Nanoseconds of a score that is computed again: for each dimension, and besides.
 AGAIN_EACH, AGAIN = 0.18, 50.0
@@ -100,12 +107,28 @@ class HardAssignment:
         self._chosen: _Chosen | None = None  # by the first tile
         self._lock = threading.Lock()
 
-    def __call__(self, z: Tensor, tile: Tile | None = None) -> Tensor:
-        """Labels (n,) int64 of z (n, d), of which something may be known from the last pass."""
-        z = z.contiguous()
+    @property
+    def columns(self) -> int:
+        """Columns of what is written for each row, by which tiles are as large as pays."""
+        return 1 if self._native and self._precision == "int8" and amx.available() else len(self._scores)
+
+    def __call__(self, rows: Tensor | Shifted, tile: Tile | None = None) -> Tensor:
+        """Labels (n,) int64 of rows z (n, d), of which something may be known from the last pass."""
+        rows = Shifted(rows.contiguous()) if isinstance(rows, Tensor) else rows
         with self._lock:
-            chosen = self._chosen = self._chosen or self._first_choice(z)
-        return self._decide_natively(chosen, z, tile) if self._native else self._decide(chosen, z)
+            chosen = self._chosen = self._chosen or self._first_choice(rows.z)
+        if not self._native:
+            return self._decide(chosen, rows.z)
+        labels = torch.full((len(rows.x),), -1, dtype=torch.int64)
+        if isinstance(chosen.screen, Int8Screen) and chosen.screen.tiled and (tile is None or chosen.moved is None):
+            computed = self._label(chosen.screen, chosen.all, rows, labels)
+        else:
+            computed = self._label_known(chosen, rows.z, tile, labels)
+        if computed > len(labels) * (4 + len(self._scores) / 32) and not isinstance(chosen.screen, FullScreen):
+            # a finer screen costs less than so many candidates
+            finer = SCREENS[self._precision] if isinstance(chosen.screen, LeadingScreen) else FullScreen
+            self._chosen = self._with_columns(finer(self._scores, rows.z))
+        return labels
 
     def _first_choice(self, z: Tensor) -> _Chosen:
         kind = SCREENS[self._precision]
@@ -128,25 +151,42 @@ class HardAssignment:
         def again(candidates: float) -> float:
             return candidates * (AGAIN_EACH * dim + AGAIN)
 
-        chosen, least = None, 2 * clusters * dim / rates[self._precision] + again(TYPICAL_CANDIDATES)
+        each, of_rows = rates[self._precision].each, 2 * dim / rates["fp32"].each
+        chosen, least = None, 2 * clusters * dim / each + again(TYPICAL_CANDIDATES)
         for width in widths(dim):
-            of_rows = dim / rates["fp32"] if self._last is None else 0.0  # else once and for all
-            products = 2 * width * (clusters / rates[self._precision] + of_rows)
+            leading = directions.first(width)
+            kept = self._last is not None  # of the rows, for as long as these directions are the ones
+            times = (leading is not directions.current) / directions.steps if kept else 1.0
+            products = 2 * width * clusters / each + width * of_rows * times
             if products >= least:
                 break
-            leading = directions.first(width)
             theta = leading(self._scores.prototypes)
             bounds = Scores(theta, self._scores.bias, 0.0)(leading(z)).add_(error)
             first = bounds.argmax(1)
             score = (z * self._scores.prototypes[first]).sum(1).add_(self._scores.bias[first])
             time = products + again(float((bounds >= score[:, None]).sum()) / len(z))
-            if time < least:
+            if time < WORTH * least:
                 chosen, least = leading, time
         return chosen
 
-    def _decide_natively(self, chosen: _Chosen, z: Tensor, tile: Tile | None) -> Tensor:
-        screen, computed = chosen.screen, 0
-        seen, labels = self._seen(screen, z, tile), torch.full((len(z),), -1, dtype=torch.int64)
+    def _label(self, screen: Int8Screen, columns: Columns, rows: Shifted, labels: Tensor) -> int:
+        """Write labels (n,) in one loop over the rows; return how many scores were computed again."""
+        shift = rows.x.new_zeros(rows.x.shape[1]) if rows.shift is None else rows.shift
+        return int(
+            label_by_tiles(
+                rows.x.numpy(),
+                shift.numpy(),
+                np.float32(screen.step),
+                columns.factor.numpy(),
+                *self._of_columns(screen, columns),
+                *self._of_scores,
+                labels.numpy(),
+            )
+        )
+
+    def _label_known(self, chosen: _Chosen, z: Tensor, tile: Tile | None, labels: Tensor) -> int:
+        """The same, by what is known of the rows."""
+        screen, computed, seen = chosen.screen, 0, self._seen(chosen.screen, z, tile)
         if tile is not None and chosen.moved is not None and self._has_moved is not None:
             known = tile.labels.long()
             stay = (known >= 0).logical_and_(self._has_moved[known].logical_not_()).nonzero()[:, 0]
@@ -156,11 +196,7 @@ class HardAssignment:
         rest = (labels < 0).nonzero()[:, 0]
         if len(rest):
             computed += self._settle(screen, seen, rest, chosen.all, z, labels)
-        if computed > len(z) * (4 + len(self._scores) / 32) and not isinstance(screen, FullScreen):
-            # a finer screen costs less than so many candidates
-            finer = SCREENS[self._precision] if isinstance(screen, LeadingScreen) else FullScreen
-            self._chosen = self._with_columns(finer(self._scores, z))
-        return labels
+        return computed
 
     def _seen(self, screen: Screen, z: Tensor, tile: Tile | None) -> Rows:
         """What is multiplied of z."""
@@ -174,27 +210,24 @@ class HardAssignment:
 
     def _settle(self, screen: Screen, seen: Rows, rows: Tensor, columns: Columns, z: Tensor, labels: Tensor) -> int:
         """Write the labels of some rows (m,); return how many scores were computed again."""
-        scores, some = self._scores, seen if len(rows) == len(z) else seen.some(rows)
-        rest = (
-            columns.bias.numpy(),
-            columns.which.numpy(),
-            lowest(columns.bias.dtype),
-            screen.unit,
-            screen.error,
-            some.left.numpy(),
-            some.norm.numpy(),
-            rows.numpy(),
-            z.numpy(),
-            scores.prototypes.numpy(),
-            scores.lengths.numpy(),
-            scores.bias.numpy(),
-            self._rounding,
-            TIE,
-            labels.numpy(),
-        )
+        some = seen if len(rows) == len(z) else seen.some(rows)
+        of_rows = (some.left.numpy(), some.norm.numpy(), rows.numpy(), z.numpy())
+        rest = (*self._of_columns(screen, columns), *of_rows, *self._of_scores, labels.numpy())
         if screen.tiled:
             return int(decide_by_tiles(some.factor.numpy(), columns.factor.numpy(), *rest))
         return int(decide(screen(some, columns).approximate.numpy(), *rest))
+
+    def _of_columns(self, screen: Screen, columns: Columns) -> tuple[Any, ...]:
+        """What `decide` asks of them."""
+        bias = columns.bias
+        return bias.numpy(), columns.which.numpy(), lowest(bias.dtype), screen.unit, screen.error
+
+    @cached_property
+    def _of_scores(self) -> tuple[Any, ...]:
+        """What it asks of them."""
+        scores = self._scores
+        arrays = (x.numpy() for x in (scores.prototypes, scores.lengths, scores.bias))
+        return *arrays, self._rounding, TIE
 
     def _decide(self, chosen: _Chosen, z: Tensor) -> Tensor:
         """The same by tensor operations: float64 scores of the rows whose best two lie within the error."""

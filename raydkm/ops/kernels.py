@@ -257,8 +257,8 @@ def decide(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_rows(into, index, before, x, scale):  # type: ignore[no-untyped-def]
-    """Add each row of x (n, d), rounded to multiples of 1 / scale (d,), to row index[i] of `into` (K, d) int64.
+def add_rows(into, index, before, x, shift, scale):  # type: ignore[no-untyped-def]
+    """Add each row of x (n, d) - shift (d,), rounded to multiples of 1 / scale (d,), to row index[i] of `into` (K, d).
 
     And take it from row before[i], where it was added before; -1 for none.
     """
@@ -266,23 +266,23 @@ def add_rows(into, index, before, x, scale):  # type: ignore[no-untyped-def]
         k, old = index[i], before[i]
         if old < 0:
             for j in range(x.shape[1]):
-                into[k, j] += np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
+                into[k, j] += np.int64(np.rint(np.float64(x[i, j] - shift[j]) * scale[j]))
         elif old != k:
             for j in range(x.shape[1]):
-                units = np.int64(np.rint(np.float64(x[i, j]) * scale[j]))
+                units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * scale[j]))
                 into[k, j] += units
                 into[old, j] -= units
 
 
 @compiled
-def add_weighted_rows(into, index, before, x, weight, scale):  # type: ignore[no-untyped-def]
+def add_weighted_rows(into, index, before, x, shift, weight, scale):  # type: ignore[no-untyped-def]
     """`add_rows` of rows times weights (n,); scales are powers of two, so that only this product is rounded before."""
     for i in range(x.shape[0]):
         k, old = index[i], before[i]
         if old == k:
             continue
         for j in range(x.shape[1]):
-            units = np.int64(np.rint(np.float64(x[i, j]) * weight[i] * scale[j]))
+            units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * weight[i] * scale[j]))
             into[k, j] += units
             if old >= 0:
                 into[old, j] -= units

@@ -99,7 +99,8 @@ class Directions:
         self._basis = basis
         self._first: dict[int, Leading] = {}
         self._asked = 0
-        self._chosen: Leading | None = None
+        #: What was taken last.
+        self.current: Leading | None = None
 
     @classmethod
     def of(cls, z: Tensor) -> Directions:
@@ -118,10 +119,15 @@ class Directions:
         """What `choose` takes, or took before."""
         self._asked += 1
         if self._asked & (self._asked - 1) == 0:
-            self._chosen = choose(self)
-        return self._chosen
+            self.current = choose(self)
+        return self.current
+
+    @property
+    def steps(self) -> int:
+        """For which what is chosen now is taken."""
+        return max(1, self._asked)
 
 
 def widths(dim: int) -> list[int]:
-    """How many directions are worth a try, from few to many."""
-    return [width for part in (16, 8, 4, 2) if (width := dim // part // 16 * 16 - 1) > 0]
+    """How many directions are worth a try, from few to many: with what is left over they fill lines of 64 numbers."""
+    return sorted({width for part in (16, 12, 8, 6, 4, 3, 2) if (width := dim // part // 64 * 64 - 1) > 0})

@@ -169,12 +169,12 @@ class Int8Screen(Screen):
     def __init__(self, scores: Scores, like: Tensor):
         super().__init__(scores, like)
         theta = scores.prototypes
-        self._step, step = _step_of(like[:256]), float(np.float32(max(float(theta.abs().max()), 1e-30) / 127))
+        self.step, step = _step_of(like[:256]), float(np.float32(max(float(theta.abs().max()), 1e-30) / 127))
         self._codes = torch.empty(theta.shape, dtype=torch.int8)
         left = torch.empty(2, len(theta))
         quantise(theta.contiguous().numpy(), np.float32(step), self._codes.numpy(), *left.numpy())
         residual = float(left[1].max()) * SLACK
-        self.unit = unit = self._step * step
+        self.unit = unit = self.step * step
         of_bias = unit + (self.bias if self.bias >= FARTHEST * unit else 0.0)  # it is rounded, or cut off
         # ||z'|| <= ||z|| + ||z - z'||
         self.error = ((self.norm + residual) * SLACK, residual * SLACK, of_bias)
@@ -188,7 +188,7 @@ class Int8Screen(Screen):
     def rows(self, z: Tensor) -> Rows:
         codes = self._buffer("codes", z.shape, z, torch.int8)
         norm, left = self._buffer("norm", z.shape[:1], z), self._buffer("left", z.shape[:1], z)
-        quantise(z.numpy(), np.float32(self._step), codes.numpy(), norm.numpy(), left.numpy())
+        quantise(z.numpy(), np.float32(self.step), codes.numpy(), norm.numpy(), left.numpy())
         return Rows(codes, left, norm)
 
     def columns(self, which: Tensor) -> Columns:

@@ -16,7 +16,7 @@ from torch import Tensor
 from raydkm.ops.amx_soft import SoftByTiles
 from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, Batch
 from raydkm.ops.exact import COUNT, Field, Grid, Statistics
-from raydkm.ops.frame import Frame
+from raydkm.ops.frame import Frame, Shifted
 from raydkm.ops.fused import fused_hard_statistics, fused_soft_statistics, serves
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.last import LastPass
@@ -79,11 +79,11 @@ def hard_statistics(
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        for where, z in batch.tiles(frame, len(scores), HARD_TILE, buffer):
-            tile = None if last is None else last.tile(batch.first + where.start, len(z))
+        for where, rows in batch.shifted(frame, assign.columns, HARD_TILE, buffer):
+            tile = None if last is None else last.tile(batch.first + where.start, len(rows.x))
             before = None if tile is None else tile.labels
-            labels = assign(z, tile)
-            add_assigned(into, labels, z, weight[where], weighted=batch.weight is not None, before=before)
+            labels = assign(rows, tile)
+            add_assigned(into, labels, rows, weight[where], weighted=batch.weight is not None, before=before)
             if before is not None:
                 before.copy_(labels)
             if on_labels is not None:
@@ -94,14 +94,21 @@ def hard_statistics(
 
 
 def add_assigned(
-    into: Statistics, labels: Tensor, z: Tensor, weight: Tensor, *, weighted: bool, before: Tensor | None = None
+    into: Statistics,
+    labels: Tensor,
+    rows: Tensor | Shifted,
+    weight: Tensor,
+    *,
+    weighted: bool,
+    before: Tensor | None = None,
 ) -> None:
-    """Add rows z (n, d) of weights (n,), ones unless `weighted`, to n and S of their clusters (n,).
+    """Add rows (n, d) of weights (n,), ones unless `weighted`, to n and S of their clusters (n,).
 
     And take them from those they were added to before, see `Statistics.add_rows`.
     """
     into.add_rows("counts", labels, weight, before)
-    into.add_rows("sums", labels, z, before, weight if weighted else None)
+    rows = Shifted(rows) if isinstance(rows, Tensor) else rows
+    into.add_rows("sums", labels, rows.x, before, weight if weighted else None, rows.shift)
 
 
 def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -> Local:
