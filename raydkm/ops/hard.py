@@ -47,15 +47,15 @@ TIE = 2.0**-44
 AT_ONCE = 2**20
 
 #: The part of the prototypes that may have moved, for it to pay to look apart at the rows of the others.
-MOST_MOVED = 0.9
+MOST_MOVED = 0.7
 
 #: What a screen's precision adds to bounds, as a part of ||z|| max ||theta||, and how many scores of a row are computed
 #: again without leading directions: typical values, for the choice alone.
 TYPICAL_ERROR = 0.02
 TYPICAL_CANDIDATES = 1.5
 
-#: Time that a screen of fewer directions is to take, as a part of that of more: it does more besides.
-WORTH = 0.9
+#: Nanoseconds for each dimension that leading directions cost where all could be looked at in one loop over the rows.
+BESIDES = 0.5
 
 #: Nanoseconds of a score that is computed again: for each dimension, and besides.
 AGAIN_EACH, AGAIN = 0.18, 50.0
@@ -104,13 +104,14 @@ class HardAssignment:
         moved = None if last is None else last.moved(scores)
         if moved is not None and self._native and len(moved) < MOST_MOVED * len(scores):
             self._moved, self._has_moved = moved, torch.zeros(len(scores), dtype=torch.bool).index_fill_(0, moved, True)
+        self._in_one_loop = self._native and precision == "int8" and amx.available()
         self._chosen: _Chosen | None = None  # by the first tile
         self._lock = threading.Lock()
 
     @property
     def columns(self) -> int:
         """Columns of what is written for each row, by which tiles are as large as pays."""
-        return 1 if self._native and self._precision == "int8" and amx.available() else len(self._scores)
+        return 1 if self._in_one_loop else len(self._scores)
 
     def __call__(self, rows: Tensor | Shifted, tile: Tile | None = None) -> Tensor:
         """Labels (n,) int64 of rows z (n, d), of which something may be known from the last pass."""
@@ -152,12 +153,13 @@ class HardAssignment:
             return candidates * (AGAIN_EACH * dim + AGAIN)
 
         each, of_rows = rates[self._precision].each, 2 * dim / rates["fp32"].each
+        besides = BESIDES * dim if self._in_one_loop else 0.0
         chosen, least = None, 2 * clusters * dim / each + again(TYPICAL_CANDIDATES)
         for width in widths(dim):
             leading = directions.first(width)
             kept = self._last is not None  # of the rows, for as long as these directions are the ones
             times = (leading is not directions.current) / directions.steps if kept else 1.0
-            products = 2 * width * clusters / each + width * of_rows * times
+            products = 2 * width * clusters / each + width * of_rows * times + besides
             if products >= least:
                 break
             theta = leading(self._scores.prototypes)
@@ -165,7 +167,7 @@ class HardAssignment:
             first = bounds.argmax(1)
             score = (z * self._scores.prototypes[first]).sum(1).add_(self._scores.bias[first])
             time = products + again(float((bounds >= score[:, None]).sum()) / len(z))
-            if time < WORTH * least:
+            if time < least:
                 chosen, least = leading, time
         return chosen
 
