@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 #: Columns of scores are a multiple of this: the width of the blocks that `decide` looks for candidates in.
 BLOCK = 64
@@ -141,6 +143,16 @@ def _not_above(value, lowest, numbers):  # type: ignore[no-untyped-def]
     return numbers.dtype.type(max(value - abs(value) * 2.0**-22, lowest))
 
 
+@intrinsic
+def _lowest_bit(context, bits):  # type: ignore[no-untyped-def]
+    """The place of the lowest bit that is set, of some."""
+
+    def emit(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        return builder.cttz(values[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.uint64), emit
+
+
 @compiled
 def decide(  # type: ignore[no-untyped-def]
     approximate, offset, which, lowest, unit, error, left, norm, rows, z, theta, size, bias, rounding, tie, labels
@@ -178,7 +190,7 @@ def decide(  # type: ignore[no-untyped-def]
     clusters, blocks = theta.shape[0], approximate.shape[1] // BLOCK
     number = approximate.dtype.type
     peak = np.empty(blocks, approximate.dtype)
-    some, value, few = np.empty(MOST, np.int64), np.empty(MOST, np.float32), np.empty(BLOCK + 1, np.int64)
+    some, value, few = np.empty(MOST, np.int64), np.empty(MOST, np.float32), np.empty(BLOCK, np.int64)
     offsets = offset.copy()  # a view of what threads share would be counted by all
     per_unit, computed = 1.0 / unit, 0
     for r in range(approximate.shape[0]):
@@ -213,18 +225,16 @@ def decide(  # type: ignore[no-untyped-def]
             if peak[b] < least or count == MOST:
                 continue
             part, of = approximate[r, b * BLOCK : b * BLOCK + BLOCK], offsets[b * BLOCK : b * BLOCK + BLOCK]
-            hits, places = np.int32(0), np.int32(0)
+            bits, found = np.uint64(0), np.int64(0)
             for t in range(BLOCK):
-                hit = np.int32(number(part[t] + of[t]) >= least)
-                hits += hit
-                places += hit * np.int32(t)
-            found = np.int64(hits)
-            few[0] = b * BLOCK + places
-            if hits > 1:
-                found = 0
-                for t in range(min(BLOCK, len(which) - b * BLOCK)):
-                    few[found] = b * BLOCK + t  # overwritten unless it counts: a branch here would be mispredicted
-                    found += number(part[t] + of[t]) >= least
+                bits |= np.uint64(number(part[t] + of[t]) >= least) << np.uint64(t)
+            beyond = (b + 1) * BLOCK - len(which)
+            if beyond > 0:
+                bits &= ~np.uint64(0) >> np.uint64(beyond)
+            while bits:
+                few[found] = b * BLOCK + _lowest_bit(bits)
+                bits &= bits - np.uint64(1)
+                found += 1
             if b == top and found == 1:  # that of the highest bound
                 some[count], value[count] = first, score_of_first
                 count += 1
