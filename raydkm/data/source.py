@@ -162,12 +162,15 @@ class RowSource:
         chunks, rest = hold_rows(lambda _: read(), tiers, again=False)
         return cls(chunks, 0, total, [rest] if rest is not None else [], repeats=rest is None)
 
-    def batches(self) -> Generator[Batch, None, None]:
-        """The canonical batches of this worker; those that are held in order, the others as they are read."""
+    def batches(self, at_once: int = 1) -> Generator[Batch, None, None]:
+        """The canonical batches of this worker; those that are held in order, the others as they are read.
+
+        Up to `at_once` of them that follow each other may come as one.
+        """
         for number, chunk in enumerate(self._chunks):
             for following in self._chunks[number + 1 : number + 2]:
                 following.will_be_used()
-            yield from _cut(chunk)
+            yield from _cut(chunk, at_once)
             chunk.was_used()
         pieces = (_pieces(rest) for rest in self._rests)
         with prefetched(*pieces, ahead=max(1, READ_AHEAD // max(1, len(self._rests)))) as readers:
@@ -177,7 +180,7 @@ class RowSource:
                 if piece is None:
                     waiting.popleft()
                 else:
-                    yield from _cut(piece)
+                    yield from _cut(piece, at_once)
                     waiting.rotate(-1)
 
     def mapped(self, function: Callable[[Tensor], Tensor], tiers: Tiers, map: Callable = map) -> RowSource:
@@ -386,9 +389,9 @@ def _block(rows: Tensor, weight: Tensor | None) -> Block:
     return Block(rows.cpu().numpy(), None if weight is None else weight.cpu().numpy())
 
 
-def _cut(chunk: Chunk) -> Iterator[Batch]:
-    for start in range(0, len(chunk), BATCH_ROWS):
-        where = slice(start, start + BATCH_ROWS)
+def _cut(chunk: Chunk, at_once: int = 1) -> Iterator[Batch]:
+    for start in range(0, len(chunk), at_once * BATCH_ROWS):
+        where = slice(start, start + at_once * BATCH_ROWS)
         yield Batch(chunk.first + start, chunk.rows[where], None if chunk.weight is None else chunk.weight[where])
 
 

@@ -20,7 +20,7 @@ import torch
 from raydkm.engine.comm import Comm
 from raydkm.engine.where import torch_threads
 from raydkm.errors import EngineError, RaydkmError
-from raydkm.ops.batch import Batch
+from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.last import LastPass
 from raydkm.ops.statistics import Local
@@ -35,6 +35,9 @@ _M_MMAP_THRESHOLD = -3
 OWN_SUMS_BYTES = 2**25
 SUMS_BYTES = 2**27
 
+#: Batches that are computed as one, and into how many of these each thread's rows are cut, at the least.
+AT_ONCE, SHARES = 8, 4
+
 #: Threads that may share sums without waiting for each other for long.
 SHARED_BY = 4
 
@@ -44,9 +47,10 @@ class Source(Protocol):
 
     first: int  # number of this worker's first row
     total: int  # rows of all workers
+    held: int  # rows of this worker that are held
     repeats: bool  # whether rows come in the same order in each pass
 
-    def batches(self) -> Generator[Batch, None, None]: ...
+    def batches(self, at_once: int = 1) -> Generator[Batch, None, None]: ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Passes:
         began = time.perf_counter()
         refusal: RaydkmError | None = None
         try:
-            self.each(share)
+            self.each(share, 1 if last is None else self._at_once)
             total = reduce(iadd, sums)
             if total.buffer.nbytes >= MAPPED_BYTES:
                 trim_memory()
@@ -128,8 +132,16 @@ class Passes:
             check_rows_seen(seen, self.source.total)
         return total
 
-    def each(self, task: Callable[[Iterator[Batch]], T]) -> list[T]:
-        """Run `task` in every thread on this worker's batches, each of which goes to one thread."""
+    @property
+    def _at_once(self) -> int:
+        """Batches that pay to be computed as one where sums are of rows, not of batches: some for each thread."""
+        return min(AT_ONCE, max(1, self.source.held // (SHARES * self.threads * BATCH_ROWS)))
+
+    def each(self, task: Callable[[Iterator[Batch]], T], at_once: int = 1) -> list[T]:
+        """Run `task` in every thread on this worker's batches, each of which goes to one thread.
+
+        Up to `at_once` of them may come as one.
+        """
         lock = threading.Lock()
 
         def share(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -140,7 +152,7 @@ class Passes:
                     return
                 yield batch.to(self.device)
 
-        batches = self.source.batches()
+        batches = self.source.batches(at_once)
         try:
             return list(self.map(lambda _: task(share(batches)), range(self.threads)))
         finally:

@@ -45,6 +45,8 @@ def decide_by_tiles(  # type: ignore[no-untyped-def]
             rounding,
             tie,
             labels,
+            0,
+            0,
         )
     end()
     return computed
@@ -60,7 +62,7 @@ def label_by_tiles(  # type: ignore[no-untyped-def]
     scores = np.empty((at_once, len(offset)), np.int32)
     z, codes = np.empty((at_once, x.shape[1]), np.float32), np.empty((at_once, x.shape[1]), np.int8)
     norm, left, rows = np.empty(at_once, np.float32), np.empty(at_once, np.float32), np.arange(at_once)
-    computed = 0
+    computed, line = 0, x.shape[1] * x.itemsize
     begin()
     for first in range(0, x.shape[0], at_once):
         count = min(at_once, x.shape[0] - first)
@@ -87,6 +89,8 @@ def label_by_tiles(  # type: ignore[no-untyped-def]
             rounding,
             tie,
             labels[first : first + count],
+            x.ctypes.data + (first + count) * line,
+            line if first + 2 * count <= x.shape[0] else 0,
         )
     end()
     return computed

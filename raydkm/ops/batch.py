@@ -23,7 +23,7 @@ HARD_TILE = 2**21
 
 @dataclass(frozen=True)
 class Batch:
-    """Up to `BATCH_ROWS` rows as they are stored.
+    """Up to `BATCH_ROWS` rows as they are stored, or more where sums are of rows.
 
     Parameters
     ----------
@@ -71,4 +71,5 @@ class Batch:
 
     def _ranges(self, columns: int, numbers: int) -> Iterator[slice]:
         size = max(128, numbers // max(columns, self.rows.shape[1]) // 64 * 64)
+        size = size // BATCH_ROWS * BATCH_ROWS if size > BATCH_ROWS else size
         return (slice(start, start + size) for start in range(0, len(self), size))

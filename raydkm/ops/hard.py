@@ -217,7 +217,7 @@ class HardAssignment:
         rest = (*self._of_columns(screen, columns), *of_rows, *self._of_scores, labels.numpy())
         if screen.tiled:
             return int(decide_by_tiles(some.factor.numpy(), columns.factor.numpy(), *rest))
-        return int(decide(screen(some, columns).approximate.numpy(), *rest))
+        return int(decide(screen(some, columns).approximate.numpy(), *rest, 0, 0))
 
     def _of_columns(self, screen: Screen, columns: Columns) -> tuple[Any, ...]:
         """What `decide` asks of them."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 #: Columns of scores are a multiple of this: the width of the blocks that `decide` looks for candidates in.
@@ -153,9 +154,24 @@ def _lowest_bit(context, bits):  # type: ignore[no-untyped-def]
     return types.int64(types.uint64), emit
 
 
+@intrinsic
+def _prefetch(context, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at an address, to be read later."""
+
+    def emit(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        pointer, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer] + [word] * 3)
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        to_read_from_second_cache = [ir.Constant(word, number) for number in (0, 2, 1)]
+        builder.call(ask, [builder.inttoptr(values[0], pointer), *to_read_from_second_cache])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), emit
+
+
 @compiled
 def decide(  # type: ignore[no-untyped-def]
-    approximate, offset, which, lowest, unit, error, left, norm, rows, z, theta, size, bias, rounding, tie, labels
+    approximate, offset, which, lowest, unit, error, left, norm, rows, z, theta, size, bias, rounding, tie, labels, ahead, line
 ):
     """Write the labels of some rows: see `raydkm.ops.hard`; return how many scores were computed again.
 
@@ -195,6 +211,8 @@ def decide(  # type: ignore[no-untyped-def]
     per_unit, computed = 1.0 / unit, 0
     for r in range(approximate.shape[0]):
         i = rows[r]
+        for at in range(0, line, 64):
+            _prefetch(ahead + r * line + at)
         for b in range(blocks):
             most = number(approximate[r, b * BLOCK] + offset[b * BLOCK])
             for k in range(b * BLOCK, b * BLOCK + BLOCK):
