@@ -6,7 +6,7 @@ All that the benchmark knows of raydkm's inside is in `ready` and `timed_steps`.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,7 @@ class Ready:
     """What a fit knows before its first step."""
 
     goal: Objective
-    state: State
+    begin: Callable[[], State]  # a fit holds one state beside the next one, not the first of all besides
     passes: Passes
 
 
@@ -61,7 +61,7 @@ def ready(x: Rows, start: Rows, objective: str, threads: int) -> Iterator[Ready]
         temperature = temperature_of(config, critical)
         leading = directions_of(look, frame, config, device)
         goal = OBJECTIVES[objective](setting_of(config, facts, frame, temperature, critical, device, leading))
-        yield Ready(goal, goal.begin(given(start, config, frame)[0]), passes)
+        yield Ready(goal, lambda: goal.begin(given(start, config, frame)[0]), passes)
 
 
 def timed_steps(at: Ready, steps: int) -> tuple[list[float], Rows]:
@@ -72,7 +72,7 @@ def timed_steps(at: Ready, steps: int) -> tuple[list[float], Rows]:
         seconds.append(taken["seconds"])
         return False
 
-    state = adm(at.goal, at.state, at.passes, steps, watch)
+    state = adm(at.goal, at.begin(), at.passes, steps, watch)
     return seconds, (state.prototypes + at.goal.setting.frame.shift).float().numpy()
 
 

@@ -101,7 +101,8 @@ class MappedPasses(Passes):
         super().__init__(passes.source, passes.comm, passes.device, passes.threads, passes.map)
         self.function = function
 
-    def each(self, task: Callable[[Iterator[Batch]], T]) -> list[T]:
+    def each(self, task: Callable[[Iterator[Batch]], T], at_once: int = 1) -> list[T]:
+        del at_once  # what a function makes of a row may depend on the others of its batch
         return super().each(lambda batches: task(replace(batch, rows=self.function(batch.rows)) for batch in batches))
 
 

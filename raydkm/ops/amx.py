@@ -19,10 +19,9 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 from torch import Tensor
 
-from raydkm.ops.kernels import compiled, compiled_in_order
+from raydkm.ops.kernels import compiled, compiled_in_order, intrinsic
 
 #: Rows whose products are computed at a time: two tiles of them.
 ROWS = 32

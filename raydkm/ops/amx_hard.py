@@ -44,9 +44,8 @@ def decide_by_tiles(  # type: ignore[no-untyped-def]
             bias,
             rounding,
             tie,
+            (0, 0),
             labels,
-            0,
-            0,
         )
     end()
     return computed
@@ -88,9 +87,8 @@ def label_by_tiles(  # type: ignore[no-untyped-def]
             bias,
             rounding,
             tie,
+            (x.ctypes.data + (first + count) * line, line if first + 2 * count <= x.shape[0] else 0),
             labels[first : first + count],
-            x.ctypes.data + (first + count) * line,
-            line if first + 2 * count <= x.shape[0] else 0,
         )
     end()
     return computed

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from raydkm.ops import amx
 from raydkm.ops.amx_hard import decide_by_tiles, label_by_tiles
+from raydkm.ops.batch import HARD_TILE
 from raydkm.ops.frame import Shifted
 from raydkm.ops.kernels import decide
 from raydkm.ops.last import LastPass, Tile
 from raydkm.ops.leading import Directions, Leading, widths
-from raydkm.ops.rates import fastest_screen, screen_rates
+from raydkm.ops.rates import fastest_screen, screen_rate
 from raydkm.ops.scores import Scores
 from raydkm.ops.screen import (
     SCREENS,
@@ -45,6 +46,9 @@ TIE = 2.0**-44
 
 #: Scores that are computed again at a time, in tensor operations.
 AT_ONCE = 2**20
+
+#: Numbers of the rows of a tile whose scores are not written.
+ROWS_OF_TILE = 2**20
 
 #: The part of the prototypes that may have moved, for it to pay to look apart at the rows of the others.
 MOST_MOVED = 0.7
@@ -109,9 +113,10 @@ class HardAssignment:
         self._lock = threading.Lock()
 
     @property
-    def columns(self) -> int:
-        """Columns of what is written for each row, by which tiles are as large as pays."""
-        return 1 if self._in_one_loop else len(self._scores)
+    def tile(self) -> int:
+        """Numbers of a tile of rows and scores, by which it is as large as pays."""
+        clusters, dim = self._scores.prototypes.shape
+        return max(clusters, dim) * (ROWS_OF_TILE // dim) if self._in_one_loop else HARD_TILE
 
     def __call__(self, rows: Tensor | Shifted, tile: Tile | None = None) -> Tensor:
         """Labels (n,) int64 of rows z (n, d), of which something may be known from the last pass."""
@@ -146,13 +151,12 @@ class HardAssignment:
         """As few directions as take the least time, by how many candidates they leave; None of all of them."""
         z = directions.rows
         clusters, dim = self._scores.prototypes.shape
-        rates = screen_rates()
         error = (torch.linalg.vector_norm(z, dim=1) * (TYPICAL_ERROR * longest(self._scores)))[:, None]
 
         def again(candidates: float) -> float:
             return candidates * (AGAIN_EACH * dim + AGAIN)
 
-        each, of_rows = rates[self._precision].each, 2 * dim / rates["fp32"].each
+        each, of_rows = screen_rate(self._precision).each, 2 * dim / screen_rate("fp32").each
         besides = BESIDES * dim if self._in_one_loop else 0.0
         chosen, least = None, 2 * clusters * dim / each + again(TYPICAL_CANDIDATES)
         for width in widths(dim):
@@ -214,10 +218,10 @@ class HardAssignment:
         """Write the labels of some rows (m,); return how many scores were computed again."""
         some = seen if len(rows) == len(z) else seen.some(rows)
         of_rows = (some.left.numpy(), some.norm.numpy(), rows.numpy(), z.numpy())
-        rest = (*self._of_columns(screen, columns), *of_rows, *self._of_scores, labels.numpy())
+        rest = (*self._of_columns(screen, columns), *of_rows, *self._of_scores)
         if screen.tiled:
-            return int(decide_by_tiles(some.factor.numpy(), columns.factor.numpy(), *rest))
-        return int(decide(screen(some, columns).approximate.numpy(), *rest, 0, 0))
+            return int(decide_by_tiles(some.factor.numpy(), columns.factor.numpy(), *rest, labels.numpy()))
+        return int(decide(screen(some, columns).approximate.numpy(), *rest, (0, 0), labels.numpy()))
 
     def _of_columns(self, screen: Screen, columns: Columns) -> tuple[Any, ...]:
         """What `decide` asks of them."""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import extending, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+
+#: Instructions of their own for compiled loops; Numba's types take the first parameter for one of the call.
+intrinsic: Any = extending.intrinsic
 
 #: Columns of scores are a multiple of this: the width of the blocks that `decide` looks for candidates in.
 BLOCK = 64
@@ -171,7 +174,23 @@ def _prefetch(context, address):  # type: ignore[no-untyped-def]
 
 @compiled
 def decide(  # type: ignore[no-untyped-def]
-    approximate, offset, which, lowest, unit, error, left, norm, rows, z, theta, size, bias, rounding, tie, labels, ahead, line
+    approximate,
+    offset,
+    which,
+    lowest,
+    unit,
+    error,
+    left,
+    norm,
+    rows,
+    z,
+    theta,
+    size,
+    bias,
+    rounding,
+    tie,
+    ahead,
+    labels,
 ):
     """Write the labels of some rows: see `raydkm.ops.hard`; return how many scores were computed again.
 
@@ -200,6 +219,8 @@ def decide(  # type: ignore[no-untyped-def]
         The error of a float32 score is at most the first number times the row's length and the second.
     tie : float
         Scores tie within this part of norm size + |bias|.
+    ahead : (int, int)
+        The address of rows that will be read next, and the bytes of one; 0 for none.
     labels : (n,) of int64
         -1 for none. A label stands for all prototypes that are not among the columns: none of them has a higher score.
     """
@@ -211,8 +232,8 @@ def decide(  # type: ignore[no-untyped-def]
     per_unit, computed = 1.0 / unit, 0
     for r in range(approximate.shape[0]):
         i = rows[r]
-        for at in range(0, line, 64):
-            _prefetch(ahead + r * line + at)
+        for at in range(0, ahead[1], 64):
+            _prefetch(ahead[0] + r * ahead[1] + at)
         for b in range(blocks):
             most = number(approximate[r, b * BLOCK] + offset[b * BLOCK])
             for k in range(b * BLOCK, b * BLOCK + BLOCK):

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from raydkm.ops import amx
 from raydkm.ops.scores import Scores
-from raydkm.ops.screen import SCREENS, Columns, Int8Screen, Screen, Screened
+from raydkm.ops.screen import SCREENS, Columns, Int8Screen, Screen, Screened, multiplies_int8
 
 logger = logging.getLogger("raydkm")
 
@@ -24,18 +25,6 @@ _REPEATS = 7
 _MORE, _MOST_FIXED = 4, 8
 
 
-@functools.cache
-def fastest_screen(device: torch.device) -> str:
-    """The precision of the fastest screen on `device`: "fp32", "bf16" or "int8"."""
-    if device.type != "cpu":
-        return "fp32"
-    rates = screen_rates()
-    best = max(rates, key=lambda name: rates[name].whole)
-    measured = ", ".join(f"{name} {rate.whole:.0f} GF/s" for name, rate in rates.items())
-    logger.info("hard assignments are screened in %s: %s", best, measured)
-    return best
-
-
 class Rate(NamedTuple):
     """Billions of operations a second of a screen on one CPU thread."""
 
@@ -44,29 +33,39 @@ class Rate(NamedTuple):
 
 
 @functools.cache
-def screen_rates() -> dict[str, Rate]:
-    """Rates of screens, by precision."""
+def fastest_screen(device: torch.device) -> str:
+    """The precision of the fastest screen on `device`: "fp32", "bf16" or "int8"."""
+    if device.type != "cpu":
+        return "fp32"
+    if amx.available():
+        logger.info("hard assignments are screened in int8: this processor has a matrix unit")
+        return "int8"
+    rates = {name: screen_rate(name) for name, kind in SCREENS.items() if kind is not Int8Screen or multiplies_int8()}
+    best = max(rates, key=lambda name: rates[name].whole)
+    measured = ", ".join(f"{name} {rate.whole:.0f} GF/s" for name, rate in rates.items())
+    logger.info("hard assignments are screened in %s: %s", best, measured)
+    return best
+
+
+@functools.cache
+def screen_rate(precision: str) -> Rate:
+    """Of the screen of a precision."""
     draw = torch.Generator().manual_seed(0)
     z, theta = (torch.randn(rows, _MORE * _DIM, generator=draw) for rows in (_ROWS, _CLUSTERS))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rates = {}
-        for name, kind in SCREENS.items():
-            seconds = []
-            for some, prototypes in ((z[:, :_DIM].contiguous(), theta[:, :_DIM].contiguous()), (z, theta)):
-                scores = Scores(prototypes, torch.zeros(_CLUSTERS), 0.0)
-                if kind is Int8Screen and not Int8Screen.fits(scores):
-                    break
-                screen = kind(scores, some)
-                columns = screen.columns(torch.arange(_CLUSTERS))
-                seconds.append(_least_seconds(partial(_screened, screen, columns, some)))
-            else:
-                work, one, more = 2e-9 * _ROWS * _DIM * _CLUSTERS, *seconds
-                rates[name] = Rate(work / one, (_MORE - 1) * work / max(more - one, one / _MOST_FIXED))
-        return rates
+        one, more = (_seconds_of(SCREENS[precision], z, theta, dim) for dim in (_DIM, _MORE * _DIM))
     finally:
         torch.set_num_threads(threads)
+    work = 2e-9 * _ROWS * _DIM * _CLUSTERS
+    return Rate(work / one, (_MORE - 1) * work / max(more - one, one / _MOST_FIXED))
+
+
+def _seconds_of(kind: type[Screen], z: Tensor, theta: Tensor, dim: int) -> float:
+    z, theta = z[:, :dim].contiguous(), theta[:, :dim].contiguous()
+    screen = kind(Scores(theta, torch.zeros(len(theta)), 0.0), z)
+    return _least_seconds(partial(_screened, screen, screen.columns(torch.arange(len(theta))), z))
 
 
 def _screened(screen: Screen, columns: Columns, z: Tensor) -> Screened:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from raydkm.ops.amx_soft import SoftByTiles
-from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, Batch
+from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import COUNT, Field, Grid, Statistics
 from raydkm.ops.frame import Frame, Shifted
 from raydkm.ops.fused import fused_hard_statistics, fused_soft_statistics, serves
@@ -79,7 +78,7 @@ def hard_statistics(
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        for where, rows in batch.shifted(frame, assign.columns, HARD_TILE, buffer):
+        for where, rows in batch.shifted(frame, len(scores), assign.tile, buffer):
             tile = None if last is None else last.tile(batch.first + where.start, len(rows.x))
             before = None if tile is None else tile.labels
             labels = assign(rows, tile)
