@@ -110,7 +110,9 @@ def sum_by_tiles(z, weight, columns, bias, counts, sums, low, across, scores, ta
             turn(low, across, start // NUMBERS)
             interleave(scores, targets, start // NUMBERS)
         if rows < SUMMED:
-            targets[:, :, -(-rows // AT_ONCE) * (AT_ONCE // NUMBERS) :] = 0
+            beyond = -(-rows // AT_ONCE) * (AT_ONCE // NUMBERS)
+            targets[:, :, beyond:] = 0
+            across[:, :, beyond:] = 0
         multiply_bf16(across, targets, sums, True)
     end()
     return entropy
