@@ -21,13 +21,16 @@ from numba import types
 from numba.core import cgutils
 from torch import Tensor
 
-from raydkm.ops.kernels import compiled, compiled_in_order, intrinsic
+from raydkm.ops.kernels import compiled, compiled_in_order, intrinsic, rounded
 
 #: Rows whose products are computed at a time: two tiles of them.
 ROWS = 32
 
 #: Lines of a tile, and bytes of a line.
 LINES, BYTES = 16, 64
+
+#: Bits of a float32 that a bf16 has not.
+BF16 = 16
 
 _BYTE, _SIZE = ir.IntType(8), ir.IntType(64)
 _POINTER = _BYTE.as_pointer()
@@ -218,14 +221,6 @@ def product_int8(factor, columns, into):  # type: ignore[no-untyped-def]
 
 
 @compiled_in_order
-def nearest_bf16(x):  # type: ignore[no-untyped-def]
-    """The nearest bf16 of a float32, as float32; ties go to even."""
-    bits = np.float32(x).view(np.int32)
-    bits = np.int32(bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1)))
-    return np.int32(bits & np.int32(-65536)).view(np.float32)
-
-
-@compiled_in_order
 def high_half(first, second):  # type: ignore[no-untyped-def]
     """The bits of two bf16, in float32, as one int32."""
     low = (np.float32(first).view(np.int32) >> np.int32(16)) & np.int32(0xFFFF)
@@ -233,20 +228,20 @@ def high_half(first, second):  # type: ignore[no-untyped-def]
 
 
 @compiled_in_order
-def split_rows(z, first, parts):  # type: ignore[no-untyped-def]
-    """Write bf16 parts (p, rows / 16, chunks, 16, 32), as int16, of rows of z (n, d) float32 from `first` on.
+def split_rows(x, shift, first, parts):  # type: ignore[no-untyped-def]
+    """Write bf16 parts (p, rows / 16, chunks, 16, 32), as int16, of rows x (n, d) - shift (d,) from `first` on.
 
     Beyond them there are zeros. Return how many rows there were.
     """
     numbers = parts.shape[4]
-    count, rest = min(LINES * parts.shape[1], z.shape[0] - first), np.zeros(parts.shape[2] * numbers, np.float32)
+    count, rest = min(LINES * parts.shape[1], x.shape[0] - first), np.zeros(parts.shape[2] * numbers, np.float32)
     for i in range(count):
-        for j in range(z.shape[1]):
-            rest[j] = z[first + i, j]
+        for j in range(x.shape[1]):
+            rest[j] = x[first + i, j] - shift[j]
         for part in range(parts.shape[0]):
             for chunk in range(parts.shape[2]):
                 for j in range(numbers):
-                    value = nearest_bf16(rest[chunk * numbers + j])
+                    value = rounded(rest[chunk * numbers + j], BF16)
                     parts[part, i // LINES, chunk, i % LINES, j] = np.float32(value).view(np.int32) >> np.int32(16)
                     rest[chunk * numbers + j] -= value
     for i in range(count, LINES * parts.shape[1]):

@@ -28,6 +28,10 @@ class Shifted:
     shift: Tensor | None = None
     into: Tensor | None = None
 
+    def less(self) -> tuple[Tensor, Tensor]:
+        """x and the shift, zeros where there is none."""
+        return self.x, self.x.new_zeros(self.x.shape[1]) if self.shift is None else self.shift
+
     @cached_property
     def z(self) -> Tensor:
         return self.x if self.shift is None else torch.sub(self.x, self.shift, out=self.into)

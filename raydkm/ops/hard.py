@@ -177,10 +177,10 @@ class HardAssignment:
 
     def _label(self, screen: Int8Screen, columns: Columns, rows: Shifted, labels: Tensor) -> int:
         """Write labels (n,) in one loop over the rows; return how many scores were computed again."""
-        shift = rows.x.new_zeros(rows.x.shape[1]) if rows.shift is None else rows.shift
+        x, shift = rows.less()
         return int(
             label_by_tiles(
-                rows.x.numpy(),
+                x.numpy(),
                 shift.numpy(),
                 np.float32(screen.step),
                 columns.factor.numpy(),

@@ -435,11 +435,20 @@ def _power_of_two(x):  # type: ignore[no-untyped-def]
     return np.int32(p.view(np.int32) + np.int32(shifted.view(np.int32) << np.int32(23))).view(np.float32)
 
 
+@compiled_in_order
+def rounded(x, bits):  # type: ignore[no-untyped-def]
+    """A float32 to the nearest without so many of its lowest bits; half way lies the one farther from zero."""
+    unit = np.int32(np.int32(1) << np.int32(bits))
+    pattern = np.int32(np.float32(x).view(np.int32) + (unit >> np.int32(1)))
+    return np.int32(pattern & -unit).view(np.float32)
+
+
 @compiled
-def soften(logits, bias, weight, counts):  # type: ignore[no-untyped-def]
+def soften(logits, bias, weight, counts, bits):  # type: ignore[no-untyped-def]
     """Make logits (n, K) to the base of 2, without biases (K,), the targets w_i q_ik, which are added to counts (K,).
 
-    Each row goes through the cache once. Returns -sum_i w_i sum_k q_ik log q_ik.
+    Of targets so many of the lowest bits are rounded away. Each row goes through the cache once. Returns
+    -sum_i w_i sum_k q_ik log q_ik.
     """
     entropy, clusters = 0.0, logits.shape[1]
     sums = np.empty(clusters, np.float32)
@@ -461,7 +470,7 @@ def soften(logits, bias, weight, counts):  # type: ignore[no-untyped-def]
             factor = np.float32(weight[i]) / total
             entropy += weight[i] * (math.log(total) - math.log(2.0) * mean / total)
             for k in range(clusters):
-                target = row[k] * factor
+                target = rounded(row[k] * factor, bits)
                 row[k] = target
                 sums[k] += target
         for k in range(clusters):

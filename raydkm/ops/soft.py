@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raydkm.ops.batch import SOFT_TILE
+from raydkm.ops.frame import Shifted
 from raydkm.ops.kernels import soften
 from raydkm.ops.scores import Scores
 from raydkm.ops.workspace import Workspace
@@ -67,7 +68,7 @@ class SoftAssignment:
             counts += q.sum(0)
             return q, float(torch.dot(weight, posterior.entropy.double()))
         q = torch.mm(z, self.logits.prototypes.T, out=self._buffer("targets", (len(z), len(counts)), z))
-        return q, soften(q.numpy(), self.logits.bias.numpy(), weight.numpy(), counts.numpy())
+        return q, soften(q.numpy(), self.logits.bias.numpy(), weight.numpy(), counts.numpy(), 0)
 
 
 class SoftByProducts:
@@ -88,15 +89,16 @@ class SoftByProducts:
         self._low = low_precision_sums
         self._buffer = Workspace()
 
-    def __call__(self, tiles: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, float]:
-        """n (K,), S (K, d) and -sum_i w_i sum_k q_ik log q_ik of tiles: rows z (n, d), weights (n,) of float64.
+    def __call__(self, tiles: Iterable[tuple[Shifted, Tensor]]) -> tuple[Tensor, Tensor, float]:
+        """n (K,), S (K, d) and -sum_i w_i sum_k q_ik log q_ik of tiles: rows (n, d), weights (n,) of float64.
 
         S is overwritten by the thread's next call.
         """
         theta, entropy = self._assign.logits.prototypes, 0.0
         counts = theta.new_zeros(len(theta), dtype=torch.float64)
         sums = self._buffer("sums", theta.shape, theta).zero_()
-        for z, weight in tiles:
+        for rows, weight in tiles:
+            z = rows.z
             q, uncertainty = self._assign.targets(z, weight, counts)
             if self._low:
                 sums += torch.mm(q.T.to(torch.bfloat16), z.to(torch.bfloat16))

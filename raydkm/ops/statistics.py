@@ -121,8 +121,8 @@ def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        tiles = batch.tiles(frame, clusters, summed.tile, buffer)
-        counts, sums, entropy = summed((z, weight[where]) for where, z in tiles)
+        tiles = batch.shifted(frame, clusters, summed.tile, buffer)
+        counts, sums, entropy = summed((rows, weight[where]) for where, rows in tiles)
         into.add("counts", counts)
         into.add("sums", sums)
         into.add("entropy", entropy)
