@@ -77,7 +77,7 @@ class DistanceObjective(Objective):
             return hard_statistics(
                 self.scores(state), frame, precision=setting.precision, directions=setting.directions, last=last
             )
-        return soft_statistics(self.scores(state), frame, low_precision_sums=self.setting.precision == "bf16")
+        return soft_statistics(self.scores(state), frame, precision=self.setting.precision)
 
     def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:
         setting, moments = self.setting, self.setting.moments

@@ -110,13 +110,17 @@ def add_assigned(
     into.add_rows("sums", labels, rows.x, before, weight if weighted else None, rows.shift)
 
 
-def soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -> Local:
-    """n, S and H for q_i = softmax_k(2 score_ik / T), rounded batch by batch."""
+def soft_statistics(scores: Scores, frame: Frame, *, precision: str) -> Local:
+    """n, S and H for q_i = softmax_k(2 score_ik / T), rounded batch by batch.
+
+    With precision "bf16" sums of q z are in bf16, with "fp32" all products are float32 where they are on a CPU.
+    """
+    low = precision == "bf16"
     if serves(scores):
-        return fused_soft_statistics(scores, frame, low_precision_sums=low_precision_sums)
+        return fused_soft_statistics(scores, frame, low_precision_sums=low)
     assign, buffer = SoftAssignment(scores), Workspace()
-    kind = SoftByTiles if SoftByTiles.serves(assign.logits) else SoftByProducts
-    summed, clusters = kind(assign, low_precision_sums=low_precision_sums), len(scores)
+    kind = SoftByTiles if precision != "fp32" and SoftByTiles.serves(assign.logits) else SoftByProducts
+    summed, clusters = kind(assign, low_precision_sums=low), len(scores)
     del scores  # all that is kept of them are logits
 
     def local(batch: Batch, into: Statistics) -> None:

@@ -37,9 +37,9 @@ class Setting:
 
     def local(self, kind: str) -> Local:
         if kind == "soft":
-            return soft_statistics(self.scores, self.frame, low_precision_sums=False)
+            return soft_statistics(self.scores, self.frame, precision="auto")
         if kind == "soft-bf16":
-            return soft_statistics(self.scores, self.frame, low_precision_sums=True)
+            return soft_statistics(self.scores, self.frame, precision="bf16")
         return hard_statistics(self.scores, self.frame, precision="int8" if kind == "hard-screened" else "fp32")
 
     def sum(self, kind: str, batches: list[Batch]) -> Statistics:

@@ -298,7 +298,7 @@ if INTERPRETED:
         if kind == "hard":
             local = hard_statistics(scores, frame, precision="auto")
         else:
-            local = soft_statistics(scores, frame, low_precision_sums=False)
+            local = soft_statistics(scores, frame, precision="auto")
         at_once, apart = Statistics(fields), Statistics(fields)
         local(whole, at_once)
         for batch in reversed(parts):
