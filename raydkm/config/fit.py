@@ -121,8 +121,8 @@ class FitConfig(Problem):
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="Of matrix products. Hard assignments are screened in it and decided exactly, so that labels are "
-        "the same: fp32, bf16 or int8; auto: the fastest here. Soft steps are fp32, which a matrix unit (AMX, a GPU) makes "
-        "of parts in bf16 unless fp32 is asked for; with bf16 their sums are of one such part.",
+        "the same: fp32, bf16 or int8; auto: the fastest here. Soft steps are fp32, on AMX of "
+        "parts in bf16 unless fp32 is asked for; with bf16 their sums are bf16.",
     )
 
     assignment: Literal["auto", "exact", "approximate"] = Field(

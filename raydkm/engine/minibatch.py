@@ -123,7 +123,7 @@ def step(running: Running, passes: Passes, config: FitConfig) -> Running:
     if hard:
         local = hard_statistics(scores, frame, precision=config.precision)
     else:
-        local = soft_statistics(scores, frame, precision=config.precision)
+        local = soft_statistics(scores, frame, bound=extent.bound(frame), precision=config.precision)
     bound = extent.bound(frame)
     found = passes.sum(cluster_fields(config.clusters, extent.rows, extent.max_weight, bound, hard=hard), local)
     given_now = found["counts"].cpu()

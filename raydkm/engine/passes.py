@@ -23,7 +23,7 @@ from raydkm.errors import EngineError, RaydkmError
 from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.last import LastPass
-from raydkm.ops.statistics import Local
+from raydkm.ops.statistics import Local, RowByRow
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ class Passes:
         began = time.perf_counter()
         refusal: RaydkmError | None = None
         try:
-            self.each(share, 1 if last is None else self._at_once)
+            self.each(share, self._at_once if isinstance(local, RowByRow) else 1)
             total = reduce(iadd, sums)
             if total.buffer.nbytes >= MAPPED_BYTES:
                 trim_memory()

@@ -77,7 +77,8 @@ class DistanceObjective(Objective):
             return hard_statistics(
                 self.scores(state), frame, precision=setting.precision, directions=setting.directions, last=last
             )
-        return soft_statistics(self.scores(state), frame, precision=self.setting.precision)
+        bound, precision = self.setting.moments.bound, self.setting.precision
+        return soft_statistics(self.scores(state), frame, bound=bound, precision=precision)
 
     def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:
         setting, moments = self.setting, self.setting.moments

@@ -13,12 +13,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from torch import Tensor
 
 from raydkm.ops.kernels import compiled, compiled_in_order, intrinsic, rounded
@@ -42,9 +42,9 @@ _PALETTE = [1] + [0] * 15 + [BYTES, 0] * 8 + [0] * 16 + [LINES] * 8 + [0] * 8
 @functools.cache
 def available() -> bool:
     """Whether this processor has the unit, and this process may use it."""
-    features = llvmlite.binding.get_host_cpu_features()
-    # asks the system, as its own products do
-    return bool(features.get("amx-tile") and features.get("amx-int8") and torch._C._cpu._init_amx())
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()  # what Numba compiles for
+    ask = getattr(torch._C._cpu, "_init_amx", bool)  # the system, as torch's own products do; False where it cannot
+    return {"+amx-tile", "+amx-int8", "+amx-bf16"} <= set(features.split(",")) and bool(ask())
 
 
 def packed(x: Tensor) -> Tensor:

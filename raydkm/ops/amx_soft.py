@@ -1,15 +1,15 @@
 """The soft step on a matrix unit: logits, softmax and the sums of q z in one compiled loop over the rows of a batch.
 
 The unit multiplies bf16 and adds up in float32. An error in z . theta is multiplied by 2 / T, so that one bf16 for a
-number is not enough: numbers are in parts, the second of what rounding leaves of them, and so on. Two leave at most
-2^-17 of a number, to either side, and where that is too much of z . theta / T for posteriors, three leave nothing.
-Products are of those pairs of parts that count: three of two parts, six of three.
+number is not enough: numbers are in parts, the second of what rounding leaves of them, and so on. Of the products of
+parts those that count are added, three of two parts or six of three: see docs/mathematics.md.
 
-Targets are rounded to as many bits as their parts have before they are counted, so that prototypes are means of rows.
+Targets are rounded to as many bits as their parts have before they are counted.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -36,21 +36,24 @@ from raydkm.ops.scores import Scores
 from raydkm.ops.soft import SoftAssignment
 from raydkm.ops.workspace import Workspace
 
-#: Parts of numbers, and what they leave.
-FEW_PARTS, MANY_PARTS, LEFT = 2, 3, 2.0**-17
+#: Parts of numbers: so few where posteriors are typically within `OFF` of exact ones with them. Few of them are four
+#: times as far off.
+FEW_PARTS, MANY_PARTS, OFF = 2, 3, 2.5e-4
 
-#: The part of ||theta||^2 / T, an estimate of the errors of logits, from which on numbers have many parts. Errors of
-#: posteriors are some tenth of it.
-MOST_LEFT = 2.0**-8
+#: What few parts leave out of a product of two numbers: the root of its mean square, as a part of it.
+LEFT = 2.0**-17
 
 #: Bits of a float32 that numbers of so many parts have not.
 BITS_LEFT = {1: 16, 2: 8, 3: 0}
 
-#: Rows whose logits are computed at once: prototypes go through the cache once for them.
-AT_ONCE = 128
+#: Rows whose logits are computed at once, at the most and at the least: prototypes go through the cache once for them.
+AT_ONCE = (128, 32)
 
 #: Rows whose targets are summed at once: sums go through the cache once for them.
-SUMMED = 512
+SUMMED = (512, 128)
+
+#: Numbers of the logits and of the targets of these.
+LOGITS, TARGETS = 2**20, 2**22
 
 #: Numbers of the rows of a call of the loop.
 TILE = 2**19
@@ -60,19 +63,31 @@ NUMBERS = BYTES // 2
 
 
 class SoftByTiles:
-    """`raydkm.ops.soft.SoftByProducts` on a matrix unit."""
+    """`raydkm.ops.soft.SoftByProducts` on a matrix unit.
 
-    def __init__(self, assign: SoftAssignment, *, low_precision_sums: bool):
+    Parameters
+    ----------
+    assign : SoftAssignment
+    bound : Tensor (d,) of float64
+        Of every |z_ij|.
+    low_precision_sums : bool
+    """
+
+    def __init__(self, assign: SoftAssignment, bound: Tensor, *, low_precision_sums: bool):
         logits = assign.logits
         self._shape = logits.prototypes.shape
         beyond = -len(logits) % (2 * LINES)
         theta = torch.nn.functional.pad(logits.prototypes, (0, 0, 0, beyond))
-        self._parts = MANY_PARTS if _left_of(logits) > MOST_LEFT else FEW_PARTS
+        self._parts = MANY_PARTS if _off(logits, bound) > OFF else FEW_PARTS
         self._columns = packed(split(theta, self._parts)).view(torch.int16)
         self._bias = torch.nn.functional.pad(logits.bias, (0, beyond), value=-1e30)
         self._summed = 1 if low_precision_sums else self._parts
+        self._at_once, self._rows = (
+            max(least, min(most, numbers // len(self._bias) // least * least))
+            for (most, least), numbers in ((AT_ONCE, LOGITS), (SUMMED, TARGETS))
+        )
         #: Numbers of a tile.
-        self.tile = max(SUMMED, TILE // self._shape[1] // SUMMED * SUMMED) * max(self._shape)
+        self.tile = max(self._rows, TILE // self._shape[1] // self._rows * self._rows) * max(self._shape)
         self._buffer = Workspace()
 
     @staticmethod
@@ -80,13 +95,15 @@ class SoftByTiles:
         return logits.bias.dtype == torch.float32 and logits.bias.device.type == "cpu" and available()
 
     def __call__(self, tiles: Iterable[tuple[Shifted, Tensor]]) -> tuple[Tensor, Tensor, float]:
-        """As those of `raydkm.ops.soft.SoftByProducts`."""
+        """As those of `raydkm.ops.soft.SoftByProducts`; counts too are overwritten by the thread's next call."""
         (clusters, dim), bias = self._shape, self._bias
         chunks, lines, columns = self._columns.shape[2], -(-dim // ROWS) * 2, len(bias) // LINES
-        low = self._buffer("low", (self._parts, AT_ONCE // LINES, chunks, LINES, NUMBERS), bias, torch.int16)
-        across = self._buffer("across", (self._summed, lines, SUMMED // NUMBERS, LINES, NUMBERS), bias, torch.int16)
-        targets = self._buffer("targets", (self._summed, columns, SUMMED // NUMBERS, LINES, LINES), bias, torch.int32)
-        scores = self._buffer("scores", (AT_ONCE, len(bias)), bias)
+        low = self._buffer("low", (self._parts, self._at_once // LINES, chunks, LINES, NUMBERS), bias, torch.int16)
+        across = self._buffer("across", (self._summed, lines, self._rows // NUMBERS, LINES, NUMBERS), bias, torch.int16)
+        targets = self._buffer(
+            "targets", (self._summed, columns, self._rows // NUMBERS, LINES, LINES), bias, torch.int32
+        )
+        scores = self._buffer("scores", (self._at_once, len(bias)), bias)
         counts = self._buffer("counts", bias.shape, bias, torch.float64).zero_()
         sums = self._buffer("sums", (lines * LINES, len(bias)), bias).zero_()
         written = [x.numpy() for x in (counts, sums, low, across, scores, targets)]
@@ -98,10 +115,13 @@ class SoftByTiles:
         return counts[:clusters], sums[:dim, :clusters].T, entropy
 
 
-def _left_of(logits: Scores) -> float:
-    """An estimate of what two parts leave of logits."""
-    lengths = float(logits.lengths.max())  # 2 / T ||theta||, and 1 / log(2) of it
-    return LEFT * lengths**2 * logits.temperature / 2
+def _off(logits: Scores, bound: Tensor) -> float:
+    """An estimate of how far posteriors are from exact ones with few parts: of half of what logits are.
+
+    What is left out of the products of the coordinates of z and theta is to either side.
+    """
+    largest = torch.mv(logits.prototypes.double().square(), bound.to(torch.float64).square()).max().sqrt()
+    return LEFT * math.log(2.0) / 2 * float(largest)
 
 
 @compiled
@@ -121,11 +141,11 @@ def sum_by_tiles(  # type: ignore[no-untyped-def]
     bits : int
         Those that the parts of targets have not.
     """
-    entropy = 0.0
+    entropy, summed, at_once = 0.0, across.shape[2] * NUMBERS, len(scores)
     begin()
-    for first in range(0, x.shape[0], SUMMED):
-        rows = min(SUMMED, x.shape[0] - first)
-        for start in range(0, rows, AT_ONCE):
+    for first in range(0, x.shape[0], summed):
+        rows = min(summed, x.shape[0] - first)
+        for start in range(0, rows, at_once):
             count = split_rows(x, shift, first + start, low)
             multiply_bf16(low, columns, scores, False)
             some = slice(first + start, first + start + count)
@@ -133,8 +153,8 @@ def sum_by_tiles(  # type: ignore[no-untyped-def]
             scores[count:] = np.float32(0.0)
             turn(low, across, start // NUMBERS)
             interleave(scores, targets, start // NUMBERS)
-        if rows < SUMMED:
-            beyond = -(-rows // AT_ONCE) * (AT_ONCE // NUMBERS)
+        if rows < summed:
+            beyond = -(-rows // at_once) * (at_once // NUMBERS)
             targets[:, :, beyond:] = 0
             across[:, :, beyond:] = 0
         multiply_bf16(across, targets, sums, True)

@@ -58,6 +58,9 @@ MOST_MOVED = 0.7
 TYPICAL_ERROR = 0.02
 TYPICAL_CANDIDATES = 1.5
 
+#: Directions and what is left of rows beside them are as many as a multiple of this, and on a matrix unit a line.
+WIDTHS = 16
+
 #: Nanoseconds for each dimension that leading directions cost where all could be looked at in one loop over the rows.
 BESIDES = 0.5
 
@@ -159,7 +162,7 @@ class HardAssignment:
         each, of_rows = screen_rate(self._precision).each, 2 * dim / screen_rate("fp32").each
         besides = BESIDES * dim if self._in_one_loop else 0.0
         chosen, least = None, 2 * clusters * dim / each + again(TYPICAL_CANDIDATES)
-        for width in widths(dim):
+        for width in widths(dim, amx.BYTES if self._in_one_loop else WIDTHS):
             leading = directions.first(width)
             kept = self._last is not None  # of the rows, for as long as these directions are the ones
             times = (leading is not directions.current) / directions.steps if kept else 1.0
@@ -197,12 +200,9 @@ class HardAssignment:
             known = tile.labels.long()
             stay = (known >= 0).logical_and_(self._has_moved[known].logical_not_()).nonzero()[:, 0]
             labels[stay] = known[stay]
-            if len(chosen.moved.which) and len(stay):
+            if len(chosen.moved.which):
                 computed += self._settle(screen, seen, stay, chosen.moved, z, labels)
-        rest = (labels < 0).nonzero()[:, 0]
-        if len(rest):
-            computed += self._settle(screen, seen, rest, chosen.all, z, labels)
-        return computed
+        return computed + self._settle(screen, seen, (labels < 0).nonzero()[:, 0], chosen.all, z, labels)
 
     def _seen(self, screen: Screen, z: Tensor, tile: Tile | None) -> Rows:
         """What is multiplied of z."""
@@ -216,6 +216,10 @@ class HardAssignment:
 
     def _settle(self, screen: Screen, seen: Rows, rows: Tensor, columns: Columns, z: Tensor, labels: Tensor) -> int:
         """Write the labels of some rows (m,); return how many scores were computed again."""
+        if not len(rows):
+            return 0
+        if not screen.tiled and len(rows) > (most := max(128, HARD_TILE // len(columns.bias))):  # of written scores
+            return sum(self._settle(screen, seen, some, columns, z, labels) for some in rows.split(most))
         some = seen if len(rows) == len(z) else seen.some(rows)
         of_rows = (some.left.numpy(), some.norm.numpy(), rows.numpy(), z.numpy())
         rest = (*self._of_columns(screen, columns), *of_rows, *self._of_scores)

@@ -5,8 +5,11 @@ They release Python's lock, allocate nothing per row, and are kept compiled on d
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,9 +48,19 @@ LOST = 1.2e-19
 def compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
     """Compiled at the first call, and kept on disk where there is a place for it (see NUMBA_CACHE_DIR)."""
     try:
-        return njit(function, nogil=True, fastmath=fastmath, error_model="numpy", cache=True)
+        loop: Any = njit(function, nogil=True, fastmath=fastmath, error_model="numpy", cache=True)
     except RuntimeError:  # nowhere to write: each process compiles its own
         return njit(function, nogil=True, fastmath=fastmath, error_model="numpy")
+    kept = loop._cache._cache_file
+    kept._source_stamp = (kept._source_stamp, sources())  # Numba's is of the function's own file alone
+    return loop
+
+
+@functools.cache
+def sources() -> str:
+    """SHA-256 of the files whose loops call each other."""
+    files = sorted(path for name in ("amx*.py", "kernels.py") for path in Path(__file__).parent.glob(name))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def compiled_in_order(function: Callable) -> Callable:

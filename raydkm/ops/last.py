@@ -79,7 +79,10 @@ class LastPass:
         """What is known of `rows` rows from position `first` on."""
         if first not in self._tiles:
             self._tiles[first] = Tile(torch.full((rows,), -1, dtype=torch.int32))
-        return self._tiles[first]
+        tile = self._tiles[first]
+        if len(tile.labels) != rows:  # compiled loops do not look
+            raise ValueError(f"{rows} rows from {first} on, which were {len(tile.labels)} in the last pass")
+        return tile
 
     def keep(self, tile: Tile, rows: Rows, leading: Leading) -> None:
         """Keep a copy of what is multiplied of a tile's rows, while there is room."""

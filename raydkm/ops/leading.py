@@ -128,6 +128,6 @@ class Directions:
         return max(1, self._asked)
 
 
-def widths(dim: int) -> list[int]:
-    """How many directions are worth a try, from few to many: with what is left over they fill lines of 64 numbers."""
-    return sorted({width for part in (16, 12, 8, 6, 4, 3, 2) if (width := dim // part // 64 * 64 - 1) > 0})
+def widths(dim: int, line: int) -> list[int]:
+    """How many directions are worth a try, from few to many: with what is left over they fill lines."""
+    return sorted({width for part in (16, 12, 8, 6, 4, 3, 2) if (width := dim // part // line * line - 1) > 0})

@@ -183,7 +183,8 @@ class Int8Screen(Screen):
     @staticmethod
     def fits(scores: Scores) -> bool:
         """Whether products are exact, and sums of d of them far below 2^31; of one column torch's are wrong."""
-        return multiplies_int8() and 1 < scores.prototypes.shape[1] < 2**14
+        dim = scores.prototypes.shape[1]
+        return dim < 2**14 and (amx.available() or (multiplies_int8() and dim > 1))
 
     def rows(self, z: Tensor) -> Rows:
         codes = self._buffer("codes", z.shape, z, torch.int8)

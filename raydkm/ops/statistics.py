@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -25,6 +26,17 @@ from raydkm.ops.soft import SoftAssignment, SoftByProducts
 from raydkm.ops.workspace import Workspace
 
 Local = Callable[[Batch, Statistics], None]
+
+
+@dataclass(frozen=True)
+class RowByRow:
+    """A `Local` whose sums are of rows, so that several canonical batches may come as one."""
+
+    add: Local
+
+    def __call__(self, batch: Batch, into: Statistics) -> None:
+        self.add(batch, into)
+
 
 ROWS = Field("rows", (), COUNT)  # every pass counts its rows
 
@@ -89,7 +101,7 @@ def hard_statistics(
                 on_labels(batch.first + where.start, labels)
         into.add("rows", len(batch))
 
-    return local
+    return RowByRow(local)
 
 
 def add_assigned(
@@ -110,8 +122,8 @@ def add_assigned(
     into.add_rows("sums", labels, rows.x, before, weight if weighted else None, rows.shift)
 
 
-def soft_statistics(scores: Scores, frame: Frame, *, precision: str) -> Local:
-    """n, S and H for q_i = softmax_k(2 score_ik / T), rounded batch by batch.
+def soft_statistics(scores: Scores, frame: Frame, *, bound: Tensor, precision: str) -> Local:
+    """n, S and H for q_i = softmax_k(2 score_ik / T), rounded batch by batch; `bound` (d,) is one of every |z_ij|.
 
     With precision "bf16" sums of q z are in bf16, with "fp32" all products are float32 where they are on a CPU.
     """
@@ -119,8 +131,12 @@ def soft_statistics(scores: Scores, frame: Frame, *, precision: str) -> Local:
     if serves(scores):
         return fused_soft_statistics(scores, frame, low_precision_sums=low)
     assign, buffer = SoftAssignment(scores), Workspace()
-    kind = SoftByTiles if precision != "fp32" and SoftByTiles.serves(assign.logits) else SoftByProducts
-    summed, clusters = kind(assign, low_precision_sums=low), len(scores)
+    summed: SoftByTiles | SoftByProducts
+    if precision != "fp32" and SoftByTiles.serves(assign.logits):
+        summed = SoftByTiles(assign, bound, low_precision_sums=low)
+    else:
+        summed = SoftByProducts(assign, low_precision_sums=low)
+    clusters = len(scores)
     del scores  # all that is kept of them are logits
 
     def local(batch: Batch, into: Statistics) -> None:

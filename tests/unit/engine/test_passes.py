@@ -10,11 +10,11 @@ import torch
 from raydkm.data.source import RowSource
 from raydkm.data.tiers import Chunk
 from raydkm.engine.comm import Solo
-from raydkm.engine.passes import Passes, thread_pool
+from raydkm.engine.passes import SHARES, Passes, thread_pool
 from raydkm.errors import EngineError
 from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import Field, Grid, Statistics
-from raydkm.ops.statistics import ROWS
+from raydkm.ops.statistics import ROWS, Local, RowByRow
 
 FIELDS = (Field("total", (2,), Grid(20)), ROWS)
 CPU = torch.device("cpu")
@@ -38,6 +38,31 @@ def test_a_pass_is_the_same_for_any_number_of_threads(rows: np.ndarray) -> None:
             buffers.append(passes.sum(FIELDS, add_up).buffer)
     assert all(torch.equal(buffer, buffers[0]) for buffer in buffers)
     np.testing.assert_allclose(Statistics(FIELDS, buffers[0])["total"].numpy(), rows.sum(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches_come_together_where_sums_are_of_rows_alone(threads: int) -> None:
+    x = np.random.default_rng(0).standard_normal((20 * BATCH_ROWS + 17, 2))
+    with thread_pool(threads) as pool:
+        passes = Passes(RowSource.from_array(x), Solo(), CPU, threads, pool.map)
+        sizes: dict[str, list[int]] = {"apart": [], "together": []}
+
+        def added(name: str) -> Local:
+            def local(batch: Batch, into: Statistics) -> None:
+                sizes[name].append(len(batch))
+                into.add_rows("total", torch.zeros(len(batch), dtype=torch.int64), batch.rows)
+                into.add("rows", len(batch))
+
+            return local
+
+        fields = (Field("total", (1, 2), Grid(20)), ROWS)
+        apart = passes.sum(fields, added("apart"))
+        together = passes.sum(fields, RowByRow(added("together")))
+    assert torch.equal(apart.buffer, together.buffer)
+    assert set(sizes["apart"]) == {BATCH_ROWS, 17}
+    at_once = 20 // (SHARES * threads)
+    assert max(sizes["together"]) == at_once * BATCH_ROWS
+    assert sum(sizes["together"]) == len(x)
 
 
 def test_each_batch_goes_to_exactly_one_thread(rows: np.ndarray) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,16 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raydkm.ops import amx, amx_soft, rates
+from raydkm.ops import amx, amx_soft, kernels, rates
 from raydkm.ops.amx import ROWS, packed, product_int8, split
-from raydkm.ops.amx_soft import SUMMED, SoftByTiles
+from raydkm.ops.amx_soft import SoftByTiles
+from raydkm.ops.batch import HARD_TILE
 from raydkm.ops.frame import Frame, Shifted
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.last import LastPass
 from raydkm.ops.leading import Directions
 from raydkm.ops.scores import Scores
+from raydkm.ops.screen import FullScreen
 from raydkm.ops.soft import SoftAssignment, SoftByProducts
 from tests.unit.ops.test_hard import CASES, PRECISIONS, reference, scores_of
+
+SUMMED = amx_soft.SUMMED[0]
 
 with_unit = pytest.mark.skipif(not amx.available(), reason="this processor has no matrix unit (AMX)")
 
@@ -53,8 +62,10 @@ def test_parts_leave_of_a_number_what_bf16_rounds_away() -> None:
 
 
 def sums(kind: type, scores: Scores, z: Tensor, weight: Tensor, cut: int, low: bool = False) -> tuple[Tensor, ...]:
-    tiles = zip(map(Shifted, z.split(cut)), weight.split(cut), strict=True)
-    counts, found, entropy = kind(SoftAssignment(scores), low_precision_sums=low)(tiles)
+    shift = torch.linspace(-1, 1, z.shape[1])
+    tiles = zip((Shifted(some + shift, shift) for some in z.split(cut)), weight.split(cut), strict=True)
+    bound = () if kind is SoftByProducts else (z.abs().amax(0).double(),)
+    counts, found, entropy = kind(SoftAssignment(scores), *bound, low_precision_sums=low)(tiles)
     return counts.clone(), found.clone(), torch.tensor(entropy)
 
 
@@ -104,6 +115,25 @@ def test_posteriors_are_as_near_to_float64_as_is_promised_at_a_low_temperature()
     for row in range(0, SUMMED, 16):  # the counts of a row alone are its posteriors
         found, _, _ = sums(SoftByTiles, scores, z[row : row + 1], torch.ones(1, dtype=torch.float64), cut=1)
         assert float((found - q[row]).abs().max()) < 1e-3
+
+
+@with_unit
+@pytest.mark.parametrize(("dim", "times"), [(1, 1), (2, 3), (8, 10), (8, 30), (64, 10)])
+def test_posteriors_of_rows_far_longer_than_prototypes_are_as_near(dim: int, times: float) -> None:
+    g = torch.Generator().manual_seed(1)
+    prototypes = torch.randn(40, dim, generator=g)
+    z = prototypes[torch.randint(40, (300,), generator=g)] * times + 0.1 * torch.randn(300, dim, generator=g)
+    one, parts = torch.ones(1, dtype=torch.float64), set()
+    for temperature in torch.logspace(2, -3, 11).tolist():
+        scores = scores_of(prototypes, torch.zeros(40, dtype=torch.float64), temperature)
+        assign, q = SoftAssignment(scores), softmax(scores, z)
+        kind = SoftByTiles(assign, z.abs().amax(0).double(), low_precision_sums=False)
+        parts.add(kind._parts)
+        found = torch.cat([kind([(Shifted(row), one)])[0][None].clone() for row in z[::10].split(1)])
+        # three parts are as exact as float32 is
+        off = 1e-3 + (float((assign(z).dense() - q).abs().max()) if kind._parts == 3 else 0.0)
+        assert float((found - q[::10]).abs().max()) < off
+    assert parts == {2, 3}
 
 
 @with_unit
@@ -169,9 +199,47 @@ def test_what_is_known_of_rows_is_used_with_the_unit_and_without(without_unit: N
 
 
 def test_without_the_unit_the_fastest_screen_is_measured(without_unit: None) -> None:
-    rates.fastest_screen.cache_clear()
+    kept = (rates.fastest_screen, rates.screen_rate)
+    for function in kept:
+        function.cache_clear()
     try:
         assert rates.fastest_screen(torch.device("cpu")) in PRECISIONS
         assert all(rate > 0 for rate in rates.screen_rate("fp32"))
     finally:
-        rates.fastest_screen.cache_clear()
+        for function in kept:
+            function.cache_clear()
+
+
+def test_a_screen_that_is_given_up_writes_few_scores_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    g, written = torch.Generator().manual_seed(0), []
+    room = FullScreen._room
+    monkeypatch.setattr(
+        FullScreen, "_room", lambda self, name, rows, *rest: written.append(len(rows)) or room(self, name, rows, *rest)
+    )
+    prototypes = torch.randn(1, 3, generator=g) + 1e-5 * torch.randn(20_000, 3, generator=g)
+    assign, z = HardAssignment(scores_of(prototypes), "int8"), torch.randn(300, 3, generator=g)
+    for _ in range(2):
+        assert torch.equal(assign(z), reference(assign._scores, z))
+    assert isinstance(assign._chosen.screen, FullScreen)
+    assert max(written) * len(prototypes) < 2 * HARD_TILE
+
+
+def test_what_is_compiled_goes_with_all_sources_that_it_is_made_of() -> None:
+    for loop in (kernels.decide, kernels.soften):
+        assert loop._cache._cache_file._source_stamp[1] == kernels.sources()
+
+
+def test_a_fit_compiles_for_the_processor_that_numba_is_told(tmp_path: Path) -> None:
+    """In a process of its own, for any processor of this kind: labels and sums of hard steps are those of this one."""
+    code = (
+        "import sys, numpy as np, raydkm; x = np.random.default_rng(0).standard_normal((5000, 20)).astype(np.float32)\n"
+        "for objective in 'kmeans', 'sr-kmeans':\n"
+        "    print(raydkm.fit(x, clusters=7, max_steps=4, objective=objective).cluster_centers.tobytes().hex())"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_NAME": "generic"}
+    arguments = {"capture_output": True, "text": True, "check": True}
+    hard, soft = subprocess.run([sys.executable, "-c", code], env=environment, **arguments).stdout.split()[-2:]
+    there, here = (subprocess.run([sys.executable, "-c", code], **arguments).stdout.split()[-2:] for _ in range(2))
+    assert (hard, there) == (here[0], here)
+    centers = [np.frombuffer(bytes.fromhex(each), np.float64) for each in (soft, here[1])]
+    np.testing.assert_allclose(*centers, atol=1e-4)

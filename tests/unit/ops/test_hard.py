@@ -181,6 +181,7 @@ def test_a_screen_is_given_up_for_rows_with_more_candidates_than_are_kept() -> N
 
 def test_8_bits_are_not_used_where_their_products_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(screen, "multiplies_int8", lambda: False)
+    monkeypatch.setattr(screen.amx, "available", lambda: False)
     assign = HardAssignment(scores_of(torch.randn(5, 7)), "int8")
     assign(torch.randn(3, 7))
     assert isinstance(screen_of(assign), FullScreen)

@@ -33,13 +33,14 @@ class Setting:
         log_s = torch.from_numpy(0.5 * rng.standard_normal(clusters))
         prototypes = torch.from_numpy(rng.standard_normal((clusters, DIM)))
         self.scores = Scores.of(prototypes, log_s, 1.5, dtype, CPU)
-        self.fields = cluster_fields(clusters, ROWS, 3.0, torch.from_numpy(np.abs(self.x).max(0)).double(), hard=False)
+        self.bound = torch.from_numpy(np.abs(self.x).max(0)).double()
+        self.fields = cluster_fields(clusters, ROWS, 3.0, self.bound, hard=False)
 
     def local(self, kind: str) -> Local:
         if kind == "soft":
-            return soft_statistics(self.scores, self.frame, precision="auto")
+            return soft_statistics(self.scores, self.frame, bound=self.bound, precision="auto")
         if kind == "soft-bf16":
-            return soft_statistics(self.scores, self.frame, precision="bf16")
+            return soft_statistics(self.scores, self.frame, bound=self.bound, precision="bf16")
         return hard_statistics(self.scores, self.frame, precision="int8" if kind == "hard-screened" else "fp32")
 
     def sum(self, kind: str, batches: list[Batch]) -> Statistics:

@@ -293,12 +293,13 @@ if INTERPRETED:
         whole, parts = batches()
         scores = scores_of(normal(torch.Generator().manual_seed(1), 6, 3), 1.0)
         frame = Frame.identity("euclidean", 3)
-        fields = cluster_fields(6, ROWS, 3.0, whole.rows.abs().amax(0).double(), hard=False)
+        bound = whole.rows.abs().amax(0).double()
+        fields = cluster_fields(6, ROWS, 3.0, bound, hard=False)
         monkeypatch.setattr("raydkm.ops.statistics.serves", lambda scores: True)
         if kind == "hard":
             local = hard_statistics(scores, frame, precision="auto")
         else:
-            local = soft_statistics(scores, frame, precision="auto")
+            local = soft_statistics(scores, frame, bound=bound, precision="auto")
         at_once, apart = Statistics(fields), Statistics(fields)
         local(whole, at_once)
         for batch in reversed(parts):
