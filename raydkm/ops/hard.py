@@ -53,10 +53,9 @@ ROWS_OF_TILE = 2**20
 #: The part of the prototypes that may have moved, for it to pay to look apart at the rows of the others.
 MOST_MOVED = 0.7
 
-#: What a screen's precision adds to bounds, as a part of ||z|| max ||theta||, and how many scores of a row are computed
-#: again without leading directions: typical values, for the choice alone.
+#: What precision adds to bounds by leading directions, as a part of ||z|| max ||theta||: a typical value, for the
+#: choice alone.
 TYPICAL_ERROR = 0.02
-TYPICAL_CANDIDATES = 1.5
 
 #: Directions and what is left of rows beside them are as many as a multiple of this, and on a matrix unit a line.
 WIDTHS = 16
@@ -161,7 +160,13 @@ class HardAssignment:
 
         each, of_rows = screen_rate(self._precision).each, 2 * dim / screen_rate("fp32").each
         besides = BESIDES * dim if self._in_one_loop else 0.0
-        chosen, least = None, 2 * clusters * dim / each + again(TYPICAL_CANDIDATES)
+        screen = SCREENS[self._precision](self._scores, z)
+        seen, (of_left, of_norm, absolute) = screen.rows(z), screen.error
+        margin = seen.left.mul(of_left).add_(seen.norm, alpha=of_norm).add_(absolute)
+        exact = self._scores(z)
+        many = (exact >= (exact.amax(1) - margin)[:, None]).sum()
+        del exact
+        chosen, least = None, 2 * clusters * dim / each + again(float(many) / len(z))
         for width in widths(dim, amx.BYTES if self._in_one_loop else WIDTHS):
             leading = directions.first(width)
             kept = self._last is not None  # of the rows, for as long as these directions are the ones
