@@ -229,6 +229,7 @@ def test_what_is_compiled_goes_with_all_sources_that_it_is_made_of() -> None:
         assert loop._cache._cache_file._source_stamp[1] == kernels.sources()
 
 
+@pytest.mark.long
 def test_a_fit_compiles_for_the_processor_that_numba_is_told(tmp_path: Path) -> None:
     """In a process of its own, for any processor of this kind: labels and sums of hard steps are those of this one."""
     code = (
