@@ -1,7 +1,7 @@
 """Products by the matrix unit of a processor (Intel's AMX), inside compiled loops.
 
 A library's product writes one number for each score to memory, where whoever comes next waits for it. Here the scores
-of `ROWS` rows at a time stay in the cache of the thread that looks at them next.
+of some rows at a time stay in the cache of the thread that looks at them next.
 
 A tile register holds 16 lines of 64 bytes. With A of 16 rows and B of 16 columns, both of 64 bytes of coordinates, one
 instruction adds to 16 x 16 sums the products of 64 coordinates in 8 bits, in whole numbers. Intel, Intrinsics Guide.
@@ -32,7 +32,7 @@ LINES, BYTES = 16, 64
 #: Bits of a float32 that a bf16 has not.
 BF16 = 16
 
-_BYTE, _SIZE = ir.IntType(8), ir.IntType(64)
+_BYTE = ir.IntType(8)
 _POINTER = _BYTE.as_pointer()
 
 #: All eight tiles of full size: palette 1, the bytes of a line from 16 on, lines from 48 on.
@@ -242,7 +242,7 @@ def split_rows(x, shift, first, parts):  # type: ignore[no-untyped-def]
             for chunk in range(parts.shape[2]):
                 for j in range(numbers):
                     value = rounded(rest[chunk * numbers + j], BF16)
-                    parts[part, i // LINES, chunk, i % LINES, j] = np.float32(value).view(np.int32) >> np.int32(16)
+                    parts[part, i // LINES, chunk, i % LINES, j] = np.float32(value).view(np.int32) >> np.int32(BF16)
                     rest[chunk * numbers + j] -= value
     for i in range(count, LINES * parts.shape[1]):
         parts[:, i // LINES, :, i % LINES] = 0

@@ -91,15 +91,13 @@ class Frame:
     def shifted(self, x: Tensor, out: Tensor) -> Shifted:
         """(n, d) of any numeric dtype → z, computed as late as may be, and in `out`."""
         if self.metric == "euclidean" and self.dtype == x.dtype == torch.float32 and x.device.type == "cpu":
-            if x.shape[1] != len(self._single):  # compiled loops do not look
-                raise ValueError(f"rows of {x.shape[1]} columns in a frame of {len(self._single)}")
+            _check_columns(x, self._single)
             return Shifted(x.contiguous(), self._single, out)
         return Shifted(self(x, out))
 
     @staticmethod
     def _on_sphere_less(x: Tensor, shift: Tensor, out: Tensor) -> Tensor:
-        if x.shape[1] != len(shift):  # compiled loops do not look
-            raise ValueError(f"rows of {x.shape[1]} columns in a frame of {len(shift)}")
+        _check_columns(x, shift)
         normalise(x.contiguous().numpy(), shift.numpy(), out.numpy())
         return out
 
@@ -117,3 +115,9 @@ class Frame:
 
     def centred_at(self, origin: Tensor) -> Frame:
         return replace(self, shift=origin.to(torch.float32).to(torch.float64))
+
+
+def _check_columns(x: Tensor, shift: Tensor) -> None:
+    """For compiled loops, which do not look."""
+    if x.shape[1] != len(shift):
+        raise ValueError(f"rows of {x.shape[1]} columns in a frame of {len(shift)}")
