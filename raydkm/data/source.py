@@ -162,15 +162,18 @@ class RowSource:
         chunks, rest = hold_rows(lambda _: read(), tiers, again=False)
         return cls(chunks, 0, total, [rest] if rest is not None else [], repeats=rest is None)
 
-    def batches(self, at_once: int = 1) -> Generator[Batch, None, None]:
+    def batches(self, at_once: int = 1, sharers: int = 0) -> Generator[Batch, None, None]:
         """The canonical batches of this worker; those that are held in order, the others as they are read.
 
-        Up to `at_once` of them that follow each other may come as one.
+        Up to `at_once` of them that follow each other may come as one, fewer of the last of those that are held, so
+        that the `sharers` of them are done at about the same time.
         """
+        left = self.held
         for number, chunk in enumerate(self._chunks):
             for following in self._chunks[number + 1 : number + 2]:
                 following.will_be_used()
-            yield from _cut(chunk, at_once)
+            left -= len(chunk)
+            yield from _cut(chunk, at_once, sharers, left)
             chunk.was_used()
         pieces = (_pieces(rest) for rest in self._rests)
         with prefetched(*pieces, ahead=max(1, READ_AHEAD // max(1, len(self._rests)))) as readers:
@@ -389,10 +392,14 @@ def _block(rows: Tensor, weight: Tensor | None) -> Block:
     return Block(rows.cpu().numpy(), None if weight is None else weight.cpu().numpy())
 
 
-def _cut(chunk: Chunk, at_once: int = 1) -> Iterator[Batch]:
-    for start in range(0, len(chunk), at_once * BATCH_ROWS):
-        where = slice(start, start + at_once * BATCH_ROWS)
+def _cut(chunk: Chunk, at_once: int = 1, sharers: int = 0, after: int = 0) -> Iterator[Batch]:
+    """Its batches, of which each sharer takes a part of what is left of them and of the rows that come `after`."""
+    start = 0
+    while start < len(chunk):
+        share = (len(chunk) - start + after) // ((sharers + 1) * BATCH_ROWS)
+        where = slice(start, start + max(1, min(at_once, share)) * BATCH_ROWS)
         yield Batch(chunk.first + start, chunk.rows[where], None if chunk.weight is None else chunk.weight[where])
+        start = where.stop
 
 
 def as_tensor(array: NDArray) -> Tensor:

@@ -35,8 +35,11 @@ _M_MMAP_THRESHOLD = -3
 OWN_SUMS_BYTES = 2**25
 SUMS_BYTES = 2**27
 
-#: Batches that are computed as one, and into how many of these each thread's rows are cut, at the least.
-AT_ONCE, SHARES = 8, 4
+#: The same of a copy to which few rows are added, so that threads need not wait long for each other.
+FEW_SUMS_BYTES = 2**22
+
+#: Batches that are computed as one, at the most, where sums are of rows, not of batches.
+AT_ONCE = 8
 
 #: Threads that may share sums without waiting for each other for long.
 SHARED_BY = 4
@@ -47,10 +50,9 @@ class Source(Protocol):
 
     first: int  # number of this worker's first row
     total: int  # rows of all workers
-    held: int  # rows of this worker that are held
     repeats: bool  # whether rows come in the same order in each pass
 
-    def batches(self, at_once: int = 1) -> Generator[Batch, None, None]: ...
+    def batches(self, at_once: int = 1, sharers: int = 0) -> Generator[Batch, None, None]: ...
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,7 @@ class Passes:
             What any worker raised.
         """
 
-        few = last is not None and last.known  # of rows are added, so that threads need not wait long for each other
-        copies = 1 if few else copies_of_sums(size_of_sums(fields), self.threads)
+        copies = copies_of_sums(size_of_sums(fields), self.threads, few=last is not None and last.known)
         sums = [] if last is None else [last.begin(fields)]
         sums += [Statistics(fields, device=self.device) for _ in range(copies - len(sums))]
         next_of_sums = cycle(sums)
@@ -111,7 +112,7 @@ class Passes:
         began = time.perf_counter()
         refusal: RaydkmError | None = None
         try:
-            self.each(share, self._at_once if isinstance(local, RowByRow) else 1)
+            self.each(share, AT_ONCE if isinstance(local, RowByRow) else 1)
             total = reduce(iadd, sums)
             if total.buffer.nbytes >= MAPPED_BYTES:
                 trim_memory()
@@ -132,11 +133,6 @@ class Passes:
             check_rows_seen(seen, self.source.total)
         return total
 
-    @property
-    def _at_once(self) -> int:
-        """Batches that pay to be computed as one where sums are of rows, not of batches: some for each thread."""
-        return min(AT_ONCE, max(1, self.source.held // (SHARES * self.threads * BATCH_ROWS)))
-
     def each(self, task: Callable[[Iterator[Batch]], T], at_once: int = 1) -> list[T]:
         """Run `task` in every thread on this worker's batches, each of which goes to one thread.
 
@@ -152,7 +148,7 @@ class Passes:
                     return
                 yield batch.to(self.device)
 
-        batches = self.source.batches(at_once)
+        batches = self.source.batches(at_once, self.threads)
         try:
             return list(self.map(lambda _: task(share(batches)), range(self.threads)))
         finally:
@@ -165,8 +161,13 @@ def size_of_sums(fields: tuple[Field, ...]) -> int:
     return 8 * sum(prod(field.shape) for field in fields)
 
 
-def copies_of_sums(size: int, threads: int) -> int:
-    """How many copies of sums of `size` bytes a worker's threads add to; one that is shared has to be waited for."""
+def copies_of_sums(size: int, threads: int, *, few: bool = False) -> int:
+    """How many copies of sums of `size` bytes a worker's threads add to; one that is shared has to be waited for.
+
+    `few` says that many rows are not added.
+    """
+    if few and size > FEW_SUMS_BYTES:
+        return 1
     if threads * size <= OWN_SUMS_BYTES:
         return threads
     return max(1, min(-(-threads // SHARED_BY), SUMS_BYTES // size))

@@ -140,7 +140,7 @@ load, store = _mover("tileloadd64"), _mover("tilestored64")
 add_int8, add_bf16 = _adder("tdpbssd"), _adder("tdpbf16ps")
 
 
-def _multiplier(add: Any) -> Callable:
+def _multiplier(add: Any, *, in_tiles: bool) -> Callable:
     @compiled
     def multiply(rows, columns, into, more):  # type: ignore[no-untyped-def]
         """Write, or with `more` add, the products of rows by columns; between `begin` and `end`.
@@ -150,8 +150,8 @@ def _multiplier(add: Any) -> Callable:
 
         Parameters
         ----------
-        rows : (parts, n / 16, chunks, 16, 64 bytes)
-            n a multiple of 32; a tile has 64 bytes of each of 16 rows.
+        rows : (parts, n / 16, chunks, 16, 64 bytes), or (parts, n, chunks of 64 bytes)
+            n a multiple of 32.
         columns : (parts, m / 16, chunks, 16, 64 bytes)
             `packed` ones, m a multiple of 32.
         into : (n, m) of int32 or float32
@@ -159,8 +159,9 @@ def _multiplier(add: Any) -> Callable:
         """
         parts, chunks, wide = columns.shape[0], columns.shape[2], into.shape[1] * 4
         tile, line = LINES * BYTES, columns.shape[2] * LINES * BYTES
+        row, step, tiles = (BYTES, tile, rows.shape[1]) if in_tiles else (chunks * BYTES, BYTES, rows.shape[1] // LINES)
         for pair in range(columns.shape[1] // 2):
-            for block in range(rows.shape[1] // 2):
+            for block in range(tiles // 2):
                 at = into.ctypes.data + block * ROWS * wide + 2 * pair * BYTES
                 if more:
                     load(0, at, wide)
@@ -174,9 +175,9 @@ def _multiplier(add: Any) -> Callable:
                     clear(3)
                 for chunk in range(chunks):
                     for i in range(parts):
-                        a = rows.ctypes.data + (i * rows.shape[1] + 2 * block) * line + chunk * tile
-                        load(4, a, BYTES)
-                        load(5, a + line, BYTES)
+                        a = rows.ctypes.data + (i * tiles + 2 * block) * line + chunk * step
+                        load(4, a, row)
+                        load(5, a + line, row)
                         for j in range(parts - i):
                             b = columns.ctypes.data + (j * columns.shape[1] + 2 * pair) * line + chunk * tile
                             load(6, b, BYTES)
@@ -193,28 +194,21 @@ def _multiplier(add: Any) -> Callable:
     return multiply
 
 
-multiply_int8, multiply_bf16 = _multiplier(add_int8), _multiplier(add_bf16)
-
-
-@compiled
-def block_of(factor, first, block):  # type: ignore[no-untyped-def]
-    """Copy rows of `factor` (n, h) int8, from `first` on, to the tiles of a block; return how many there were."""
-    count = min(LINES * block.shape[0], factor.shape[0] - first)
-    for i in range(count):
-        for chunk in range(block.shape[1]):
-            for j in range(min(BYTES, factor.shape[1] - chunk * BYTES)):
-                block[i // LINES, chunk, i % LINES, j] = factor[first + i, chunk * BYTES + j]
-    return count
+#: Of rows one after the other, and of tiles of them.
+multiply_int8, multiply_bf16 = _multiplier(add_int8, in_tiles=False), _multiplier(add_bf16, in_tiles=True)
 
 
 @compiled
 def product_int8(factor, columns, into):  # type: ignore[no-untyped-def]
     """Write the products (n, m) int32 of rows (n, h) int8 by `packed` columns."""
-    block = np.zeros((1, 2, columns.shape[2], LINES, BYTES), np.int8)
+    block = np.zeros((1, ROWS, columns.shape[2] * BYTES), np.int8)
     some = np.empty((ROWS, into.shape[1]), np.int32)
     begin()
     for first in range(0, factor.shape[0], ROWS):
-        count = block_of(factor, first, block[0])
+        count = min(ROWS, factor.shape[0] - first)
+        for i in range(count):
+            for j in range(factor.shape[1]):
+                block[0, i, j] = factor[first + i, j]
         multiply_int8(block, columns, some, False)
         into[first : first + count] = some[:count]
     end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raydkm.ops.amx import BYTES, LINES, begin, block_of, end, multiply_int8
+from raydkm.ops.amx import BYTES, LINES, begin, end, multiply_int8
 from raydkm.ops.kernels import compiled, decide, quantise
 
 #: Rows whose scores are computed at once: few, whose scores stay in a small cache, or many, where prototypes do not.
@@ -15,80 +15,48 @@ FIT = 2**20
 
 
 @compiled
-def decide_by_tiles(  # type: ignore[no-untyped-def]
-    factor, columns, offset, which, lowest, unit, error, left, norm, rows, z, theta, size, bias, rounding, tie, labels
-):
-    """`raydkm.ops.kernels.decide`, of the products of factor (m, h) int8 and of `raydkm.ops.amx.packed` columns."""
+def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, labels):  # type: ignore[no-untyped-def]
+    """`raydkm.ops.kernels.decide` of rows x (n, d) - shift (d,) in float32; return how many scores were computed again.
+
+    Parameters
+    ----------
+    rows : (m,) of int64
+        Those whose labels are written.
+    steps : (float32, float)
+        Of 8 bits, and what they usually leave of rows.
+    seen : (int8 (n, h), float32 (n,), float32 (n,))
+        What is multiplied of rows, what is left of them and their norms; or (0, 0), (0,), (0,), for the rows themselves
+        in 8 bits.
+    columns : (1, columns / 16, chunks, 16, 64) of int8
+        As `raydkm.ops.amx.packed`.
+    of_columns, of_scores : tuple
+    labels : (n,) of int64
+    """
+    factor, left_of, norm_of = seen
     at_once = FEW if columns.size <= FIT else MANY
-    block = np.zeros((1, at_once // LINES, columns.shape[2], LINES, BYTES), np.int8)
-    scores = np.empty((at_once, len(offset)), np.int32)
-    computed = 0
+    codes = np.zeros((1, at_once, columns.shape[2] * BYTES), np.int8)
+    scores = np.empty((at_once, LINES * columns.shape[1]), np.int32)
+    z, own = np.empty((at_once, x.shape[1]), np.float32), np.empty(at_once, np.int64)
+    norm, left, computed = np.empty(at_once, np.float32), np.empty(at_once, np.float32), 0
     begin()
     for first in range(0, len(rows), at_once):
-        count = block_of(factor, first, block[0])
-        multiply_int8(block, columns, scores, False)
-        some = slice(first, first + count)
-        computed += decide(
-            scores[:count],
-            offset,
-            which,
-            lowest,
-            unit,
-            error,
-            left[some],
-            norm[some],
-            rows[some],
-            z,
-            theta,
-            size,
-            bias,
-            rounding,
-            tie,
-            (0, 0),
-            labels,
-        )
-    end()
-    return computed
-
-
-@compiled
-def label_by_tiles(  # type: ignore[no-untyped-def]
-    x, shift, step, columns, offset, which, lowest, unit, error, theta, size, bias, rounding, tie, labels
-):
-    """The same of all rows x (n, d) - shift (d,) in float32, in 8 bits at a step; labels (n,) are -1 before."""
-    at_once = FEW if columns.size <= FIT else MANY
-    block = np.zeros((1, at_once // LINES, columns.shape[2], LINES, BYTES), np.int8)
-    scores = np.empty((at_once, len(offset)), np.int32)
-    z, codes = np.empty((at_once, x.shape[1]), np.float32), np.empty((at_once, x.shape[1]), np.int8)
-    norm, left, rows = np.empty(at_once, np.float32), np.empty(at_once, np.float32), np.arange(at_once)
-    computed, line = 0, x.shape[1] * x.itemsize
-    begin()
-    for first in range(0, x.shape[0], at_once):
-        count = min(at_once, x.shape[0] - first)
+        some = rows[first : first + at_once]
+        count = len(some)
         for i in range(count):
+            row = some[i]  # within the next loops it would be read for each number
+            own[i] = labels[row]
             for j in range(x.shape[1]):
-                z[i, j] = x[first + i, j] - shift[j]
-        quantise(z[:count], step, codes[:count], norm, left)
-        block_of(codes[:count], 0, block[0])
-        multiply_int8(block, columns, scores, False)
-        computed += decide(
-            scores[:count],
-            offset,
-            which,
-            lowest,
-            unit,
-            error,
-            left[:count],
-            norm[:count],
-            rows[:count],
-            z,
-            theta,
-            size,
-            bias,
-            rounding,
-            tie,
-            (x.ctypes.data + (first + count) * line, line if first + 2 * count <= x.shape[0] else 0),
-            labels[first : first + count],
-        )
+                z[i, j] = x[row, j] - shift[j]
+            if len(factor):
+                norm[i], left[i] = norm_of[row], left_of[row]
+                for j in range(factor.shape[1]):
+                    codes[0, i, j] = factor[row, j]
+        if not len(factor):
+            quantise(z[:count], *steps, codes[0], norm, left)
+        multiply_int8(codes, columns, scores, False)
+        ahead = rows[first + at_once : first + 2 * at_once]
+        computed += decide(scores[:count], of_columns, of_scores, left, norm, z, x, ahead, own)
+        for i in range(count):
+            labels[some[i]] = own[i]
     end()
     return computed

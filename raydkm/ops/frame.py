@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -31,6 +32,11 @@ class Shifted:
     def less(self) -> tuple[Tensor, Tensor]:
         """x and the shift, zeros where there is none."""
         return self.x, self.x.new_zeros(self.x.shape[1]) if self.shift is None else self.shift
+
+    def split(self, rows: int) -> Iterator[Shifted]:
+        """So many at a time, in the same memory where z is asked for."""
+        for x in self.x.split(rows):
+            yield Shifted(x, self.shift, None if self.into is None else self.into[: len(x)])
 
     @cached_property
     def z(self) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from raydkm.ops import amx
-from raydkm.ops.amx_hard import decide_by_tiles, label_by_tiles
+from raydkm.ops.amx_hard import label_by_tiles
 from raydkm.ops.batch import HARD_TILE
 from raydkm.ops.frame import Shifted
 from raydkm.ops.kernels import decide
@@ -30,6 +30,7 @@ from raydkm.ops.leading import Directions, Leading, widths
 from raydkm.ops.rates import fastest_screen, screen_rate
 from raydkm.ops.scores import Scores
 from raydkm.ops.screen import (
+    LIKE,
     SCREENS,
     Columns,
     FullScreen,
@@ -47,8 +48,11 @@ TIE = 2.0**-44
 #: Scores that are computed again at a time, in tensor operations.
 AT_ONCE = 2**20
 
-#: Numbers of the rows of a tile whose scores are not written.
-ROWS_OF_TILE = 2**20
+#: Numbers of the rows of a tile whose scores are not written; loops over many rows have less to do between them.
+ROWS_OF_TILE = 2**22
+
+#: Rows at a time that leading directions are found of.
+LED = 1024
 
 #: The part of the prototypes that may have moved, for it to pay to look apart at the rows of the others.
 MOST_MOVED = 0.7
@@ -62,6 +66,10 @@ WIDTHS = 16
 
 #: Nanoseconds for each dimension that leading directions cost where all could be looked at in one loop over the rows.
 BESIDES = 0.5
+
+#: Of rows of which nothing is known, and no rows.
+NOTHING = Rows(torch.empty(0, 0, dtype=torch.int8), torch.empty(0), torch.empty(0))
+NO_ROWS = np.empty(0, np.int64)
 
 #: Nanoseconds of a score that is computed again: for each dimension, and besides.
 AGAIN_EACH, AGAIN = 0.18, 50.0
@@ -124,32 +132,42 @@ class HardAssignment:
         """Labels (n,) int64 of rows z (n, d), of which something may be known from the last pass."""
         rows = Shifted(rows.contiguous()) if isinstance(rows, Tensor) else rows
         with self._lock:
-            chosen = self._chosen = self._chosen or self._first_choice(rows.z)
+            chosen = self._chosen = self._chosen or self._first_choice(rows)
         if not self._native:
             return self._decide(chosen, rows.z)
         labels = torch.full((len(rows.x),), -1, dtype=torch.int64)
-        if isinstance(chosen.screen, Int8Screen) and chosen.screen.tiled and (tile is None or chosen.moved is None):
-            computed = self._label(chosen.screen, chosen.all, rows, labels)
+        seen, computed = self._seen(chosen.screen, rows, tile), 0
+        if tile is not None and chosen.moved is not None and self._has_moved is not None:
+            known = tile.labels.long()
+            stay = (known >= 0).logical_and_(self._has_moved[known].logical_not_()).nonzero()[:, 0]
+            labels[stay] = known[stay]
+            if len(chosen.moved.which):
+                computed += self._settle(chosen.screen, seen, stay, chosen.moved, rows, labels)
+            rest = (labels < 0).nonzero()[:, 0]
         else:
-            computed = self._label_known(chosen, rows.z, tile, labels)
+            rest = torch.arange(len(labels))
+        computed += self._settle(chosen.screen, seen, rest, chosen.all, rows, labels)
         if computed > len(labels) * (4 + len(self._scores) / 32) and not isinstance(chosen.screen, FullScreen):
             # a finer screen costs less than so many candidates
             finer = SCREENS[self._precision] if isinstance(chosen.screen, LeadingScreen) else FullScreen
-            self._chosen = self._with_columns(finer(self._scores, rows.z))
+            self._chosen = self._with_columns(finer(self._scores, next(rows.split(LIKE)).z))
         return labels
 
-    def _first_choice(self, z: Tensor) -> _Chosen:
+    def _first_choice(self, rows: Shifted) -> _Chosen:
         kind = SCREENS[self._precision]
-        leading = None if self._directions is None else self._directions.chosen(self._narrowest)
-        if self._directions is not None and leading is not None:
-            return self._with_columns(LeadingScreen(self._scores, self._directions.rows, leading, kind))
-        return self._with_columns(kind(self._scores, z))
+        if self._directions is None:
+            return self._with_columns(kind(self._scores, next(rows.split(LIKE)).z))
+        whole = kind(self._scores, self._directions.rows)
+        leading = self._directions.chosen(lambda directions: self._narrowest(directions, whole))
+        if leading is None:
+            return self._with_columns(whole)
+        return self._with_columns(LeadingScreen(self._scores, self._directions.rows, leading, kind))
 
     def _with_columns(self, screen: Screen) -> _Chosen:
         everyone = torch.arange(len(self._scores), device=self._scores.bias.device)
         return _Chosen(screen, screen.columns(everyone), None if self._moved is None else screen.columns(self._moved))
 
-    def _narrowest(self, directions: Directions) -> Leading | None:
+    def _narrowest(self, directions: Directions, whole: Screen) -> Leading | None:
         """As few directions as take the least time, by how many candidates they leave; None of all of them."""
         z = directions.rows
         clusters, dim = self._scores.prototypes.shape
@@ -160,12 +178,7 @@ class HardAssignment:
 
         each, of_rows = screen_rate(self._precision).each, 2 * dim / screen_rate("fp32").each
         besides = BESIDES * dim if self._in_one_loop else 0.0
-        screen = SCREENS[self._precision](self._scores, z)
-        seen, (of_left, of_norm, absolute) = screen.rows(z), screen.error
-        margin = seen.left.mul(of_left).add_(seen.norm, alpha=of_norm).add_(absolute)
-        exact = self._scores(z)
-        many = (exact >= (exact.amax(1) - margin)[:, None]).sum()
-        del exact
+        many = (bounds_of(whole, z) >= self._scores(z).amax(1, keepdim=True)).sum()
         chosen, least = None, 2 * clusters * dim / each + again(float(many) / len(z))
         for width in widths(dim, amx.BYTES if self._in_one_loop else WIDTHS):
             leading = directions.first(width)
@@ -183,59 +196,38 @@ class HardAssignment:
                 chosen, least = leading, time
         return chosen
 
-    def _label(self, screen: Int8Screen, columns: Columns, rows: Shifted, labels: Tensor) -> int:
-        """Write labels (n,) in one loop over the rows; return how many scores were computed again."""
-        x, shift = rows.less()
-        return int(
-            label_by_tiles(
-                x.numpy(),
-                shift.numpy(),
-                np.float32(screen.step),
-                columns.factor.numpy(),
-                *self._of_columns(screen, columns),
-                *self._of_scores,
-                labels.numpy(),
-            )
-        )
+    def _seen(self, screen: Screen, rows: Shifted, tile: Tile | None) -> Rows:
+        """What is multiplied of rows; none of them where the loop over them sees to it."""
+        if screen.leading is None:
+            return NOTHING if screen.tiled else screen.rows(rows.z)
+        if tile is not None and tile.rows is not None and tile.leading is screen.leading:
+            return tile.rows
+        seen = Rows.joined(screen.rows(some.z) for some in rows.split(LED))
+        if tile is not None and self._last is not None:
+            self._last.keep(tile, seen, screen.leading)
+        return seen
 
-    def _label_known(self, chosen: _Chosen, z: Tensor, tile: Tile | None, labels: Tensor) -> int:
-        """The same, by what is known of the rows."""
-        screen, computed, seen = chosen.screen, 0, self._seen(chosen.screen, z, tile)
-        if tile is not None and chosen.moved is not None and self._has_moved is not None:
-            known = tile.labels.long()
-            stay = (known >= 0).logical_and_(self._has_moved[known].logical_not_()).nonzero()[:, 0]
-            labels[stay] = known[stay]
-            if len(chosen.moved.which):
-                computed += self._settle(screen, seen, stay, chosen.moved, z, labels)
-        return computed + self._settle(screen, seen, (labels < 0).nonzero()[:, 0], chosen.all, z, labels)
-
-    def _seen(self, screen: Screen, z: Tensor, tile: Tile | None) -> Rows:
-        """What is multiplied of z."""
-        if tile is None or self._last is None or screen.leading is None:
-            return screen.rows(z)
-        if tile.rows is None or tile.leading is not screen.leading:
-            rows = screen.rows(z)
-            self._last.keep(tile, rows, screen.leading)
-            return rows
-        return tile.rows
-
-    def _settle(self, screen: Screen, seen: Rows, rows: Tensor, columns: Columns, z: Tensor, labels: Tensor) -> int:
+    def _settle(
+        self, screen: Screen, seen: Rows, index: Tensor, columns: Columns, rows: Shifted, labels: Tensor
+    ) -> int:
         """Write the labels of some rows (m,); return how many scores were computed again."""
-        if not len(rows):
+        if not len(index):
             return 0
-        if not screen.tiled and len(rows) > (most := max(128, HARD_TILE // len(columns.bias))):  # of written scores
-            return sum(self._settle(screen, seen, some, columns, z, labels) for some in rows.split(most))
-        some = seen if len(rows) == len(z) else seen.some(rows)
-        of_rows = (some.left.numpy(), some.norm.numpy(), rows.numpy(), z.numpy())
-        rest = (*self._of_columns(screen, columns), *of_rows, *self._of_scores)
-        if screen.tiled:
-            return int(decide_by_tiles(some.factor.numpy(), columns.factor.numpy(), *rest, labels.numpy()))
-        return int(decide(screen(some, columns).approximate.numpy(), *rest, (0, 0), labels.numpy()))
-
-    def _of_columns(self, screen: Screen, columns: Columns) -> tuple[Any, ...]:
-        """What `decide` asks of them."""
         bias = columns.bias
-        return bias.numpy(), columns.which.numpy(), lowest(bias.dtype), screen.unit, screen.error
+        of_columns = (bias.numpy(), columns.which.numpy(), lowest(bias.dtype), screen.unit, screen.error)
+        if screen.tiled:
+            x, shift = (part.numpy() for part in rows.less())
+            steps, of_rows = (np.float32(screen.step), screen.usual), tuple(part.numpy() for part in seen)
+            rest = (columns.factor.numpy(), of_columns, self._of_scores, labels.numpy())
+            return int(label_by_tiles(x, shift, index.numpy(), steps, of_rows, *rest))
+        computed = 0
+        for some in index.split(max(128, HARD_TILE // len(bias))):  # of written scores
+            part, z = (seen, rows.z) if len(some) == len(rows.x) else (seen.some(some), rows.z[some])
+            of_rows, own = (part.left.numpy(), part.norm.numpy(), z.numpy(), z.numpy(), NO_ROWS), labels[some]
+            found = screen(part, columns).approximate.numpy()
+            computed += int(decide(found, of_columns, self._of_scores, *of_rows, own.numpy()))
+            labels[some] = own
+        return computed
 
     @cached_property
     def _of_scores(self) -> tuple[Any, ...]:
@@ -260,6 +252,15 @@ class HardAssignment:
             scale = found.norm[rows].double().mul_(scores.lengths[which]).add_(bias[which].abs())
             labels[rows] = (value >= highest.sub_(scale, alpha=TIE)[:, None]).to(torch.uint8).argmax(1)
         return labels
+
+
+def bounds_of(screen: Screen, z: Tensor) -> Tensor:
+    """The bounds (n, K) of the scores of z (n, d)."""
+    clusters = len(screen.scores)
+    found = screen(screen.rows(z), screen.columns(torch.arange(clusters)))
+    of_left, of_norm, absolute = screen.error
+    margin = found.left.mul(of_left).add_(found.norm, alpha=of_norm).add_(absolute)
+    return found.approximate.add_(found.bias)[:, :clusters].float().mul_(screen.unit).add_(margin[:, None])
 
 
 def lowest(dtype: torch.dtype) -> float:

@@ -26,6 +26,9 @@ BLOCK = 64
 #: Candidates of a row that float32 may not tell apart; a row with more is decided among all prototypes.
 MOST = 256
 
+#: Rows that are read here and there are asked for so many before.
+SOON = 4
+
 #: Below all scores. The kernels are compiled for finite numbers.
 LEAST, LEAST_SCORE = -1e300, -3e38
 
@@ -86,8 +89,11 @@ def normalise(x, shift, into):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def quantise(z, step, codes, norm, residual):  # type: ignore[no-untyped-def]
-    """Write codes (n, d) int8 of z (n, d) at a step, bounds (n,) of its rows' norms and of those of what is left."""
+def quantise(z, step, usual, codes, norm, residual):  # type: ignore[no-untyped-def]
+    """Write codes (n, d) int8 of z (n, d) at a step, and bounds of its rows' norms (n,) and of what is left of them.
+
+    The norms of what is left (n,) are written as what they are above a usual one, or 0.
+    """
     one, lost = np.float32(1.0) / step, LOST * math.sqrt(z.shape[1])
     for i in range(z.shape[0]):
         own, left = np.float32(0.0), np.float32(0.0)
@@ -99,7 +105,7 @@ def quantise(z, step, codes, norm, residual):  # type: ignore[no-untyped-def]
             left += rest * rest
             own += value * value
         norm[i] = math.sqrt(own) + lost
-        residual[i] = math.sqrt(left) + lost + ROUNDED * norm[i]
+        residual[i] = max(0.0, math.sqrt(left) + lost + ROUNDED * norm[i] - usual)
 
 
 # A view of a row counts references, and threads share prototypes: the loops that read them index whole arrays.
@@ -186,26 +192,15 @@ def _prefetch(context, address):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def decide(  # type: ignore[no-untyped-def]
-    approximate,
-    offset,
-    which,
-    lowest,
-    unit,
-    error,
-    left,
-    norm,
-    rows,
-    z,
-    theta,
-    size,
-    bias,
-    rounding,
-    tie,
-    ahead,
-    labels,
-):
-    """Write the labels of some rows: see `raydkm.ops.hard`; return how many scores were computed again.
+def _ask_for_row(x, i):  # type: ignore[no-untyped-def]
+    line = x.shape[1] * x.itemsize
+    for at in range(0, line, 64):
+        _prefetch(x.ctypes.data + i * line + at)
+
+
+@compiled
+def decide(approximate, of_columns, of_scores, left, norm, z, x, ahead, labels):  # type: ignore[no-untyped-def]
+    """Write the labels of rows: see `raydkm.ops.hard`; return how many scores were computed again.
 
     A row's prototype of the highest bound, or that of the label it has already, is scored in float32. Candidates are
     those whose bound reaches that score, or that of a better candidate before them; those whose float32 scores do not
@@ -213,44 +208,38 @@ def decide(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    approximate, offset : (m, columns), (columns,) of int32 or float32
-        No score is above unit (approximate + offset) + error[0] left + error[1] norm + error[2].
-    which : (at most columns,) of int64
-        The prototypes of the columns; those of other columns are below all.
-    lowest : float
-        The least number of their dtype.
-    unit : float
-    error : (float, float, float)
+    approximate : (m, columns) of int32 or float32
+    of_columns : tuple
+        Offsets (columns,) of the same dtype, its least number, a unit and an error (float, float, float), so that no
+        score is above unit (approximate + offset) + error[0] left + error[1] norm + error[2]; and before the last two
+        the prototypes of the columns (at most columns,) of int64: other columns are below all.
+    of_scores : tuple
+        Prototypes (K, d), their lengths (K,) of float64 and biases (K,); (float, float), of which the first times a
+        row's length and the second are at most the error of a float32 score; and the part of norm size + |bias|
+        within which scores tie.
     left, norm : (m,)
         Of the rows: what the screen's precision leaves of them, and their length or a bit more.
-    rows : (m,) of int64
-        The screened ones of the rows z.
-    z : (n, d)
-    theta, size, bias : (K, d) of float32, (K,) of float64, (K,) of float32
-        Prototypes, their lengths and biases.
-    rounding : (float, float)
-        The error of a float32 score is at most the first number times the row's length and the second.
-    tie : float
-        Scores tie within this part of norm size + |bias|.
-    ahead : (int, int)
-        The address of rows that will be read next, and the bytes of one; 0 for none.
-    labels : (n,) of int64
+    z : (m, d)
+    x, ahead : (n, d), (at most m,) of int64
+        Which rows of which array will be read next.
+    labels : (m,) of int64
         -1 for none. A label stands for all prototypes that are not among the columns: none of them has a higher score.
     """
+    offset, which, lowest, unit, error = of_columns
+    theta, size, bias, rounding, tie = of_scores
     clusters, blocks = theta.shape[0], approximate.shape[1] // BLOCK
     number = approximate.dtype.type
     peak = np.empty(blocks, approximate.dtype)
     some, value, few = np.empty(MOST, np.int64), np.empty(MOST, np.float32), np.empty(BLOCK, np.int64)
     offsets = offset.copy()  # a view of what threads share would be counted by all
     per_unit, computed = 1.0 / unit, 0
-    for r in range(approximate.shape[0]):
-        i = rows[r]
-        for at in range(0, ahead[1], 64):
-            _prefetch(ahead[0] + r * ahead[1] + at)
+    for i in range(approximate.shape[0]):
+        if i < len(ahead):
+            _ask_for_row(x, ahead[i])
         for b in range(blocks):
-            most = number(approximate[r, b * BLOCK] + offset[b * BLOCK])
+            most = number(approximate[i, b * BLOCK] + offset[b * BLOCK])
             for k in range(b * BLOCK, b * BLOCK + BLOCK):
-                bound = number(approximate[r, k] + offset[k])
+                bound = number(approximate[i, k] + offset[k])
                 if bound > most:
                     most = bound
             peak[b] = most
@@ -261,14 +250,14 @@ def decide(  # type: ignore[no-untyped-def]
                 if peak[b] > peak[top]:
                     top = b
             # views of blocks: with indices into whole arrays these loops are not vectorised
-            part, of = approximate[r, top * BLOCK : top * BLOCK + BLOCK], offsets[top * BLOCK : top * BLOCK + BLOCK]
+            part, of = approximate[i, top * BLOCK : top * BLOCK + BLOCK], offsets[top * BLOCK : top * BLOCK + BLOCK]
             before = np.int32(0)
             for t in range(BLOCK):
                 before = max(before, np.int32(BLOCK - t) * np.int32(number(part[t] + of[t]) == peak[top]))
             first = which[top * BLOCK + BLOCK - before]
 
-        near = 2.0 * (rounding[0] * norm[r] + rounding[1])
-        lower = near + error[0] * left[r] + error[1] * norm[r] + error[2]
+        near = 2.0 * (rounding[0] * norm[i] + rounding[1])
+        lower = near + error[0] * left[i] + error[1] * norm[i] + error[2]
         score_of_first = best = _product(z, i, theta, first) + bias[first]
         least = _not_above((best - lower) * per_unit, lowest, offset)
         computed += 1
@@ -276,7 +265,7 @@ def decide(  # type: ignore[no-untyped-def]
         for b in range(blocks):
             if peak[b] < least or count == MOST:
                 continue
-            part, of = approximate[r, b * BLOCK : b * BLOCK + BLOCK], offsets[b * BLOCK : b * BLOCK + BLOCK]
+            part, of = approximate[i, b * BLOCK : b * BLOCK + BLOCK], offsets[b * BLOCK : b * BLOCK + BLOCK]
             bits, found = np.uint64(0), np.int64(0)
             for t in range(BLOCK):
                 bits |= np.uint64(number(part[t] + of[t]) >= least) << np.uint64(t)
@@ -303,7 +292,7 @@ def decide(  # type: ignore[no-untyped-def]
                     count += 1
         if count == MOST:
             computed += clusters
-            labels[i] = _first_of_best(z, i, norm[r], theta, size, bias, np.arange(clusters), clusters, tie)
+            labels[i] = _first_of_best(z, i, norm[i], theta, size, bias, np.arange(clusters), clusters, tie)
             continue
         if count > 1:
             nearest = 0
@@ -313,9 +302,19 @@ def decide(  # type: ignore[no-untyped-def]
                     nearest += 1
             if nearest > 1:
                 settled = not (had and some[0] == first)
-                some[0] = _first_of_best(z, i, norm[r], theta, size, bias, some, nearest, tie) if settled else -1
+                some[0] = _first_of_best(z, i, norm[i], theta, size, bias, some, nearest, tie) if settled else -1
         labels[i] = some[0]
     return computed
+
+
+@compiled
+def _changed(index, before, first, some):  # type: ignore[no-untyped-def]
+    """Write to `some` which rows from `first` on, as many as it holds, change their place; return how many do."""
+    count = 0
+    for i in range(first, min(first + len(some), len(index))):
+        some[count] = i
+        count += index[i] != before[i]
+    return count
 
 
 @compiled
@@ -324,40 +323,51 @@ def add_rows(into, index, before, x, shift, scale):  # type: ignore[no-untyped-d
 
     And take it from row before[i], where it was added before; -1 for none.
     """
-    for i in range(x.shape[0]):
-        k, old = index[i], before[i]
-        if old < 0:
-            for j in range(x.shape[1]):
-                into[k, j] += np.int64(np.rint(np.float64(x[i, j] - shift[j]) * scale[j]))
-        elif old != k:
-            for j in range(x.shape[1]):
-                units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * scale[j]))
-                into[k, j] += units
-                into[old, j] -= units
+    some = np.empty(MOST, np.int64)
+    for first in range(0, x.shape[0], MOST):
+        count = _changed(index, before, first, some)
+        for c in range(count):
+            _ask_for_row(x, some[min(c + SOON, count - 1)])
+            i = some[c]
+            k, old = index[i], before[i]
+            if old < 0:
+                for j in range(x.shape[1]):
+                    into[k, j] += np.int64(np.rint(np.float64(x[i, j] - shift[j]) * scale[j]))
+            else:
+                for j in range(x.shape[1]):
+                    units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * scale[j]))
+                    into[k, j] += units
+                    into[old, j] -= units
 
 
 @compiled
 def add_weighted_rows(into, index, before, x, shift, weight, scale):  # type: ignore[no-untyped-def]
     """`add_rows` of rows times weights (n,); scales are powers of two, so that only this product is rounded before."""
-    for i in range(x.shape[0]):
-        k, old = index[i], before[i]
-        if old == k:
-            continue
-        for j in range(x.shape[1]):
-            units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * weight[i] * scale[j]))
-            into[k, j] += units
-            if old >= 0:
-                into[old, j] -= units
+    some = np.empty(MOST, np.int64)
+    for first in range(0, x.shape[0], MOST):
+        count = _changed(index, before, first, some)
+        for c in range(count):
+            _ask_for_row(x, some[min(c + SOON, count - 1)])
+            i = some[c]
+            k, old = index[i], before[i]
+            for j in range(x.shape[1]):
+                units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * weight[i] * scale[j]))
+                into[k, j] += units
+                if old >= 0:
+                    into[old, j] -= units
 
 
 @compiled
 def add_numbers(into, index, before, x, scale):  # type: ignore[no-untyped-def]
     """`add_rows` of numbers x (n,) to `into` (K,)."""
-    for i in range(x.shape[0]):
-        units = np.int64(np.rint(np.float64(x[i]) * scale))
-        into[index[i]] += units
-        if before[i] >= 0:
-            into[before[i]] -= units
+    some = np.empty(MOST, np.int64)
+    for first in range(0, x.shape[0], MOST):
+        for c in range(_changed(index, before, first, some)):
+            i = some[c]
+            units = np.int64(np.rint(np.float64(x[i]) * scale))
+            into[index[i]] += units
+            if before[i] >= 0:
+                into[before[i]] -= units
 
 
 @compiled

@@ -85,12 +85,12 @@ class LastPass:
         return tile
 
     def keep(self, tile: Tile, rows: Rows, leading: Leading) -> None:
-        """Keep a copy of what is multiplied of a tile's rows, while there is room."""
+        """Keep what is multiplied of a tile's rows, while there is room."""
         with self._lock:
             self._room += 0 if tile.rows is None else tile.rows.nbytes
             fits = rows.nbytes <= self._room
             self._room -= rows.nbytes if fits else 0
-        tile.rows, tile.leading = (Rows(*(part.clone() for part in rows)), leading) if fits else (None, None)
+        tile.rows, tile.leading = (rows, leading) if fits else (None, None)
 
     def begin(self, fields: tuple[Field, ...]) -> Statistics:
         """The sums to add to: those by cluster are of the last pass, if there was one."""

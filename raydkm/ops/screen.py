@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ from raydkm.ops.workspace import Workspace
 #: Rounding in the bounds themselves.
 SLACK = 1.001
 
+#: Rows that a step of 8 bits is found by, and to which parts of their largest number it may reach.
+LIKE, PARTS = 256, (1.0, 0.7, 0.5, 0.35)
+
 #: Biases in whole units are cut off here, so that no score overflows 32 bits.
 FARTHEST = 2**29
 
@@ -34,7 +38,7 @@ class Rows(NamedTuple):
     """Rows of a tile as a screen multiplies them; all of it is overwritten by the thread's next call."""
 
     factor: Tensor  # (n, h)
-    left: Tensor  # (n,) lengths of what rounding leaves of the rows
+    left: Tensor  # (n,) lengths of what rounding leaves of the rows, or by how much they are above the usual one
     norm: Tensor  # (n,) of the rows, or a bit more
 
     @property
@@ -43,6 +47,12 @@ class Rows(NamedTuple):
 
     def some(self, index: Tensor) -> Rows:
         return Rows(*(part.index_select(0, index) for part in self))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Rows]) -> Rows:
+        """A copy of what may be overwritten by the next part."""
+        copies = [[part.clone() for part in rows] for rows in parts]
+        return cls(*(torch.cat(some) if len(some) > 1 else some[0] for some in zip(*copies, strict=True)))
 
 
 class Columns(NamedTuple):
@@ -81,6 +91,8 @@ class Screen(ABC):
 
     #: Of a product.
     unit = 1.0
+    #: Of rows in 8 bits: their step, and the length of what it leaves of them where it is no more than usual.
+    step, usual = 1.0, 0.0
     #: Whether columns are packed for `raydkm.ops.amx`.
     tiled = False
     #: By which alone rows are what they are, whatever the scores.
@@ -169,15 +181,17 @@ class Int8Screen(Screen):
     def __init__(self, scores: Scores, like: Tensor):
         super().__init__(scores, like)
         theta = scores.prototypes
-        self.step, step = _step_of(like[:256]), float(np.float32(max(float(theta.abs().max()), 1e-30) / 127))
-        self._codes = torch.empty(theta.shape, dtype=torch.int8)
-        left = torch.empty(2, len(theta))
-        quantise(theta.contiguous().numpy(), np.float32(step), self._codes.numpy(), *left.numpy())
-        residual = float(left[1].max()) * SLACK
+        self.step, self.usual = _step_of(like[:LIKE])
+        step = float(np.float32(max(float(theta.abs().max()), 1e-30) / 127))
+        self._codes, (norm, left) = torch.empty(theta.shape, dtype=torch.int8), torch.empty(2, len(theta))
+        quantise(theta.contiguous().numpy(), np.float32(step), 0.0, self._codes.numpy(), norm.numpy(), left.numpy())
+        residual = float(left.max()) * SLACK
+        of_left = norm.double().add_(residual).mul_(SLACK)  # ||z'|| <= ||z|| + ||z - z'||
+        self._offset = of_left.mul(self.usual).add_(scores.bias)
         self.unit = unit = self.step * step
-        of_bias = unit + (self.bias if self.bias >= FARTHEST * unit else 0.0)  # it is rounded, or cut off
-        # ||z'|| <= ||z|| + ||z - z'||
-        self.error = ((self.norm + residual) * SLACK, residual * SLACK, of_bias)
+        most = float(self._offset.abs().max())
+        of_bias = unit + (most if most >= FARTHEST * unit else 0.0)  # it is rounded, or cut off
+        self.error = (float(of_left.max()), residual * SLACK, of_bias)
         self.tiled = amx.available()
 
     @staticmethod
@@ -189,11 +203,11 @@ class Int8Screen(Screen):
     def rows(self, z: Tensor) -> Rows:
         codes = self._buffer("codes", z.shape, z, torch.int8)
         norm, left = self._buffer("norm", z.shape[:1], z), self._buffer("left", z.shape[:1], z)
-        quantise(z.numpy(), np.float32(self.step), codes.numpy(), norm.numpy(), left.numpy())
+        quantise(z.numpy(), np.float32(self.step), self.usual, codes.numpy(), norm.numpy(), left.numpy())
         return Rows(codes, left, norm)
 
     def columns(self, which: Tensor) -> Columns:
-        bias = torch.round(self.scores.bias[which].double() / self.unit).clamp_(-FARTHEST, FARTHEST)
+        bias = torch.round(self._offset[which] / self.unit).clamp_(-FARTHEST, FARTHEST)
         codes = padded(self._codes[which])
         factor = amx.packed(codes[None]) if self.tiled else codes.T
         return Columns(factor, padded(bias, -2.0 * FARTHEST).to(torch.int32), which)
@@ -257,14 +271,15 @@ def padded(x: Tensor, value: float = 0.0) -> Tensor:
     return torch.nn.functional.pad(x, (0, 0) * (x.dim() - 1) + (0, -len(x) % BLOCK), value=value)
 
 
-def _step_of(z: Tensor) -> float:
-    """The step of 8-bit rows that leaves the least of z."""
-    largest = max(float(z.abs().max()), 1e-30)
-
-    def left(step: float) -> float:
-        return float((z - (z / step).round_().clamp_(-127, 127).mul_(step)).square().sum())
-
-    return float(np.float32(min((largest * part / 127 for part in (1.0, 0.7, 0.5, 0.35)), key=left)))
+def _step_of(z: Tensor) -> tuple[float, float]:
+    """The step of 8-bit rows that leaves the least of z, and the median length of that."""
+    largest, found = max(float(z.abs().max()), 1e-30), []
+    codes, norm, left = torch.empty(z.shape, dtype=torch.int8), *torch.empty(2, len(z))
+    for part in PARTS:
+        step = np.float32(largest * part / 127)
+        quantise(z.contiguous().numpy(), step, 0.0, codes.numpy(), norm.numpy(), left.numpy())
+        found.append((float(left.square().sum()), float(step), float(left.median())))
+    return min(found)[1:]
 
 
 def longest(scores: Scores) -> float:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raydkm.ops import screen
+from raydkm.ops.frame import Shifted
 from raydkm.ops.hard import TIE, HardAssignment
 from raydkm.ops.kernels import LOST
 from raydkm.ops.leading import Directions
@@ -165,7 +166,7 @@ def test_tensor_operations_decide_as_the_kernel_does(case) -> None:  # they are 
 def test_a_screen_that_leaves_too_many_candidates_is_given_up() -> None:
     z, prototypes = tight_bundle(torch.Generator().manual_seed(0), 300, 16, 200)
     assign = HardAssignment(scores_of(prototypes), "int8")
-    assert isinstance(assign._first_choice(z).screen, Int8Screen)
+    assert isinstance(assign._first_choice(Shifted(z)).screen, Int8Screen)
     assign(z)
     assert isinstance(screen_of(assign), FullScreen)
 
