@@ -140,6 +140,14 @@ load, store = _mover("tileloadd64"), _mover("tilestored64")
 add_int8, add_bf16 = _adder("tdpbssd"), _adder("tdpbf16ps")
 
 
+@compiled
+def aligned(size):  # type: ignore[no-untyped-def]
+    """Memory of `size` bytes, as int8, from the start of a line on: a line of a tile that lay on two takes twice."""
+    room = np.empty(size + BYTES, np.int8)
+    start = -room.ctypes.data % BYTES
+    return room[start : start + size]
+
+
 def _multiplier(add: Any, *, in_tiles: bool) -> Callable:
     @compiled
     def multiply(rows, columns, into, more):  # type: ignore[no-untyped-def]

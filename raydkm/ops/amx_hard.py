@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raydkm.ops.amx import BYTES, LINES, begin, end, multiply_int8
+from raydkm.ops.amx import BYTES, LINES, aligned, begin, end, multiply_int8
 from raydkm.ops.kernels import compiled, decide, quantise
 
 #: Rows whose scores are computed at once: few, whose scores stay in a small cache, or many, where prototypes do not.
@@ -34,8 +34,9 @@ def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, 
     """
     factor, left_of, norm_of = seen
     at_once = FEW if columns.size <= FIT else MANY
-    codes = np.zeros((1, at_once, columns.shape[2] * BYTES), np.int8)
-    scores = np.empty((at_once, LINES * columns.shape[1]), np.int32)
+    codes = aligned(at_once * columns.shape[2] * BYTES).reshape((1, at_once, columns.shape[2] * BYTES))
+    codes[:] = 0
+    scores = aligned(at_once * columns.shape[1] * BYTES).view(np.int32).reshape((at_once, LINES * columns.shape[1]))
     z, own = np.empty((at_once, x.shape[1]), np.float32), np.empty(at_once, np.int64)
     norm, left, computed = np.empty(at_once, np.float32), np.empty(at_once, np.float32), 0
     begin()
