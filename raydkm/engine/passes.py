@@ -20,7 +20,7 @@ import torch
 from raydkm.engine.comm import Comm
 from raydkm.engine.where import torch_threads
 from raydkm.errors import EngineError, RaydkmError
-from raydkm.ops.batch import BATCH_ROWS, Batch
+from raydkm.ops.batch import Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.last import LastPass
 from raydkm.ops.statistics import Local, RowByRow

@@ -75,7 +75,7 @@ def _instruction(name: str, builder: Any, tiles: tuple[Any, ...], rest: tuple[An
 
 
 @intrinsic
-def begin(context):  # type: ignore[no-untyped-def]
+def begin_tiles(context):  # type: ignore[no-untyped-def]
     """Make the thread's tiles ready."""
 
     def emit(context, builder, signature, values):  # type: ignore[no-untyped-def]
@@ -88,7 +88,7 @@ def begin(context):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def end(context):  # type: ignore[no-untyped-def]
+def end_tiles(context):  # type: ignore[no-untyped-def]
     """Let go of the thread's tiles, which a switch to another thread would have to save."""
 
     def emit(context, builder, signature, values):  # type: ignore[no-untyped-def]
@@ -150,8 +150,9 @@ def aligned(size):  # type: ignore[no-untyped-def]
 
 def _multiplier(add: Any, *, in_tiles: bool) -> Callable:
     @compiled
-    def multiply(rows, columns, into, more):  # type: ignore[no-untyped-def]
-        """Write, or with `more` add, the products of rows by columns; between `begin` and `end`.
+    def multiply(rows, columns, first, into, more):  # type: ignore[no-untyped-def]
+        """Write, or with `more` add, the products of rows by columns from `first` on, between `begin_tiles` and
+        `end_tiles`.
 
         Numbers may be in parts, of which the second is what rounding left of the first, and so on. What part i of a
         row and part j of a column add to the product is left out where i + j is not below the number of parts.
@@ -161,14 +162,16 @@ def _multiplier(add: Any, *, in_tiles: bool) -> Callable:
         rows : (parts, n / 16, chunks, 16, 64 bytes), or (parts, n, chunks of 64 bytes)
             n a multiple of 32.
         columns : (parts, m / 16, chunks, 16, 64 bytes)
-            `packed` ones, m a multiple of 32.
-        into : (n, m) of int32 or float32
+            `packed` ones.
+        first : int
+        into : (n, some) of int32 or float32
+            Some of m, a multiple of 32, as is `first`.
         more : bool
         """
         parts, chunks, wide = columns.shape[0], columns.shape[2], into.shape[1] * 4
         tile, line = LINES * BYTES, columns.shape[2] * LINES * BYTES
         row, step, tiles = (BYTES, tile, rows.shape[1]) if in_tiles else (chunks * BYTES, BYTES, rows.shape[1] // LINES)
-        for pair in range(columns.shape[1] // 2):
+        for pair in range(into.shape[1] // (2 * LINES)):
             for block in range(tiles // 2):
                 at = into.ctypes.data + block * ROWS * wide + 2 * pair * BYTES
                 if more:
@@ -187,7 +190,8 @@ def _multiplier(add: Any, *, in_tiles: bool) -> Callable:
                         load(4, a, row)
                         load(5, a + line, row)
                         for j in range(parts - i):
-                            b = columns.ctypes.data + (j * columns.shape[1] + 2 * pair) * line + chunk * tile
+                            of = j * columns.shape[1] + first // LINES + 2 * pair
+                            b = columns.ctypes.data + of * line + chunk * tile
                             load(6, b, BYTES)
                             load(7, b + line, BYTES)
                             add(0, 4, 6)
@@ -211,15 +215,15 @@ def product_int8(factor, columns, into):  # type: ignore[no-untyped-def]
     """Write the products (n, m) int32 of rows (n, h) int8 by `packed` columns."""
     block = np.zeros((1, ROWS, columns.shape[2] * BYTES), np.int8)
     some = np.empty((ROWS, into.shape[1]), np.int32)
-    begin()
+    begin_tiles()
     for first in range(0, factor.shape[0], ROWS):
         count = min(ROWS, factor.shape[0] - first)
         for i in range(count):
             for j in range(factor.shape[1]):
                 block[0, i, j] = factor[first + i, j]
-        multiply_int8(block, columns, some, False)
+        multiply_int8(block, columns, 0, some, False)
         into[first : first + count] = some[:count]
-    end()
+    end_tiles()
 
 
 @compiled_in_order

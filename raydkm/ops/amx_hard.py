@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from raydkm.ops.amx import BYTES, LINES, aligned, begin, end, multiply_int8
-from raydkm.ops.kernels import compiled, decide, quantise
+from raydkm.ops.amx import BYTES, aligned, begin_tiles, end_tiles, multiply_int8
+from raydkm.ops.candidates import BLOCK, KNOWN, MOST, begin, begin_at_highest, end, highest_of_block, look
+from raydkm.ops.kernels import ask_for_row, compiled, quantise
 
 #: Rows whose scores are computed at once: few, whose scores stay in a small cache, or many, where prototypes do not.
 FEW, MANY = 64, 128
@@ -16,7 +17,7 @@ FIT = 2**20
 
 @compiled
 def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, labels):  # type: ignore[no-untyped-def]
-    """`raydkm.ops.kernels.decide` of rows x (n, d) - shift (d,) in float32; return how many scores were computed again.
+    """`raydkm.ops.candidates.decide` of rows x (n, d) - shift (d,) in float32, of the labels of some of them.
 
     Parameters
     ----------
@@ -33,19 +34,25 @@ def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, 
     labels : (n,) of int64
     """
     factor, left_of, norm_of = seen
+    offset, which, lowest, unit, error = of_columns
+    theta, _, bias, rounding, _ = of_scores
     at_once = FEW if columns.size <= FIT else MANY
     codes = aligned(at_once * columns.shape[2] * BYTES).reshape((1, at_once, columns.shape[2] * BYTES))
     codes[:] = 0
-    scores = aligned(at_once * columns.shape[1] * BYTES).view(np.int32).reshape((at_once, LINES * columns.shape[1]))
-    z, own = np.empty((at_once, x.shape[1]), np.float32), np.empty(at_once, np.int64)
-    norm, left, computed = np.empty(at_once, np.float32), np.empty(at_once, np.float32), 0
-    begin()
+    blocks, along, apart = len(offset) // BLOCK, BLOCK * 4, at_once * BLOCK * 4
+    scores = aligned(blocks * apart).view(np.int32).reshape((blocks, at_once, BLOCK))
+    highest, known = np.empty((at_once, blocks), np.int32), np.empty(at_once, KNOWN)
+    some, value = np.empty((at_once, MOST), np.int64), np.empty((at_once, MOST), np.float32)
+    z, labels_of = np.empty((at_once, x.shape[1]), np.float32), np.empty(at_once, np.int64)
+    norm, left, computed = np.empty(at_once, np.float32), np.empty(at_once, np.float32), len(rows)
+    begin_tiles()
     for first in range(0, len(rows), at_once):
-        some = rows[first : first + at_once]
-        count = len(some)
+        count = min(at_once, len(rows) - first)
+        own, unknown = labels_of[:count], False
         for i in range(count):
-            row = some[i]  # within the next loops it would be read for each number
+            row = rows[first + i]  # within the next loops it would be read for each number
             own[i] = labels[row]
+            unknown |= own[i] < 0
             for j in range(x.shape[1]):
                 z[i, j] = x[row, j] - shift[j]
             if len(factor):
@@ -54,10 +61,22 @@ def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, 
                     codes[0, i, j] = factor[row, j]
         if not len(factor):
             quantise(z[:count], *steps, codes[0], norm, left)
-        multiply_int8(codes, columns, scores, False)
-        ahead = rows[first + at_once : first + 2 * at_once]
-        computed += decide(scores[:count], of_columns, of_scores, left, norm, z, x, ahead, own)
+        if unknown:
+            for b in range(blocks):
+                multiply_int8(codes, columns, b * BLOCK, scores[b], False)
+                highest_of_block(scores[b], offset, b, highest[:count, b])
+            begin_at_highest(scores.ctypes.data, along, apart, highest, offset, which, own)
+        begin(own, left, norm, z, theta, bias, rounding, unit, error, lowest, offset, known, some, value)
+        for b in range(blocks):
+            at = b if unknown else 0  # scores of a block are looked at as long as they are in the smallest cache
+            if not unknown:
+                multiply_int8(codes, columns, b * BLOCK, scores[0], False)
+            address = scores.ctypes.data + at * apart
+            computed += look(address, along, b, own, offset, which, lowest, unit, z, theta, bias, known, some, value)
+        computed += end(own, len(which) == len(bias), of_scores, norm, z, known, some, value)
         for i in range(count):
-            labels[some[i]] = own[i]
-    end()
+            labels[rows[first + i]] = own[i]
+            if first + at_once + i < len(rows):
+                ask_for_row(x, rows[first + at_once + i])
+    end_tiles()
     return computed

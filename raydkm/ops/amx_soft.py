@@ -22,8 +22,8 @@ from raydkm.ops.amx import (
     LINES,
     ROWS,
     available,
-    begin,
-    end,
+    begin_tiles,
+    end_tiles,
     high_half,
     multiply_bf16,
     packed,
@@ -142,12 +142,12 @@ def sum_by_tiles(  # type: ignore[no-untyped-def]
         Those that the parts of targets have not.
     """
     entropy, summed, at_once = 0.0, across.shape[2] * NUMBERS, len(scores)
-    begin()
+    begin_tiles()
     for first in range(0, x.shape[0], summed):
         rows = min(summed, x.shape[0] - first)
         for start in range(0, rows, at_once):
             count = split_rows(x, shift, first + start, low)
-            multiply_bf16(low, columns, scores, False)
+            multiply_bf16(low, columns, 0, scores, False)
             some = slice(first + start, first + start + count)
             entropy += soften(scores[:count], bias, weight[some], counts, bits)
             scores[count:] = np.float32(0.0)
@@ -157,8 +157,8 @@ def sum_by_tiles(  # type: ignore[no-untyped-def]
             beyond = -(-rows // at_once) * (at_once // NUMBERS)
             targets[:, :, beyond:] = 0
             across[:, :, beyond:] = 0
-        multiply_bf16(across, targets, sums, True)
-    end()
+        multiply_bf16(across, targets, 0, sums, True)
+    end_tiles()
     return entropy
 
 

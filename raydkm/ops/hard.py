@@ -23,8 +23,8 @@ from torch import Tensor
 from raydkm.ops import amx
 from raydkm.ops.amx_hard import label_by_tiles
 from raydkm.ops.batch import HARD_TILE
+from raydkm.ops.candidates import decide
 from raydkm.ops.frame import Shifted
-from raydkm.ops.kernels import decide
 from raydkm.ops.last import LastPass, Tile
 from raydkm.ops.leading import Directions, Leading, widths
 from raydkm.ops.rates import fastest_screen, screen_rate
@@ -67,9 +67,8 @@ WIDTHS = 16
 #: Nanoseconds for each dimension that leading directions cost where all could be looked at in one loop over the rows.
 BESIDES = 0.5
 
-#: Of rows of which nothing is known, and no rows.
+#: What is multiplied of rows, where the loop over them sees to it.
 NOTHING = Rows(torch.empty(0, 0, dtype=torch.int8), torch.empty(0), torch.empty(0))
-NO_ROWS = np.empty(0, np.int64)
 
 #: Nanoseconds of a score that is computed again: for each dimension, and besides.
 AGAIN_EACH, AGAIN = 0.18, 50.0
@@ -135,15 +134,13 @@ class HardAssignment:
             chosen = self._chosen = self._chosen or self._first_choice(rows)
         if not self._native:
             return self._decide(chosen, rows.z)
-        labels = torch.full((len(rows.x),), -1, dtype=torch.int64)
+        labels = torch.full((len(rows.x),), -1) if tile is None else tile.labels.long()
         seen, computed = self._seen(chosen.screen, rows, tile), 0
         if tile is not None and chosen.moved is not None and self._has_moved is not None:
-            known = tile.labels.long()
-            stay = (known >= 0).logical_and_(self._has_moved[known].logical_not_()).nonzero()[:, 0]
-            labels[stay] = known[stay]
+            stay = (labels >= 0).logical_and_(self._has_moved[labels].logical_not_())
             if len(chosen.moved.which):
-                computed += self._settle(chosen.screen, seen, stay, chosen.moved, rows, labels)
-            rest = (labels < 0).nonzero()[:, 0]
+                computed += self._settle(chosen.screen, seen, stay.nonzero()[:, 0], chosen.moved, rows, labels)
+            rest = stay.logical_not_().logical_or_(labels < 0).nonzero()[:, 0]
         else:
             rest = torch.arange(len(labels))
         computed += self._settle(chosen.screen, seen, rest, chosen.all, rows, labels)
@@ -223,7 +220,7 @@ class HardAssignment:
         computed = 0
         for some in index.split(max(128, HARD_TILE // len(bias))):  # of written scores
             part, z = (seen, rows.z) if len(some) == len(rows.x) else (seen.some(some), rows.z[some])
-            of_rows, own = (part.left.numpy(), part.norm.numpy(), z.numpy(), z.numpy(), NO_ROWS), labels[some]
+            of_rows, own = (part.left.numpy(), part.norm.numpy(), z.numpy()), labels[some]
             found = screen(part, columns).approximate.numpy()
             computed += int(decide(found, of_columns, self._of_scores, *of_rows, own.numpy()))
             labels[some] = own

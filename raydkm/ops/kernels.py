@@ -20,17 +20,17 @@ from numba.core import cgutils
 #: Instructions of their own for compiled loops; Numba's types take the first parameter for one of the call.
 intrinsic: Any = extending.intrinsic
 
-#: Columns of scores are a multiple of this: the width of the blocks that `decide` looks for candidates in.
+#: Rows and columns that some loops look at together.
 BLOCK = 64
 
-#: Candidates of a row that float32 may not tell apart; a row with more is decided among all prototypes.
-MOST = 256
+#: Rows of which is found at once which of them change.
+MANY = 256
 
 #: Rows that are read here and there are asked for so many before.
 SOON = 4
 
 #: Below all scores. The kernels are compiled for finite numbers.
-LEAST, LEAST_SCORE = -1e300, -3e38
+LEAST_SCORE = -3e38
 
 #: What is left of a number is itself rounded, by at most so much of it.
 ROUNDED = 2.0**-23
@@ -62,8 +62,8 @@ def compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
 @functools.cache
 def sources() -> str:
     """SHA-256 of the files whose loops call each other."""
-    files = sorted(path for name in ("amx*.py", "kernels.py") for path in Path(__file__).parent.glob(name))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    files = [file for name in ("amx*.py", "candidates.py", "kernels.py") for file in Path(__file__).parent.glob(name)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 def compiled_in_order(function: Callable) -> Callable:
@@ -108,37 +108,6 @@ def quantise(z, step, usual, codes, norm, residual):  # type: ignore[no-untyped-
         residual[i] = max(0.0, math.sqrt(left) + lost + ROUNDED * norm[i] - usual)
 
 
-# A view of a row counts references, and threads share prototypes: the loops that read them index whole arrays.
-@compiled
-def _product(z, i, theta, k):  # type: ignore[no-untyped-def]
-    total = np.float32(0.0)
-    for j in range(z.shape[1]):
-        total += z[i, j] * theta[k, j]
-    return total
-
-
-@compiled
-def _exact_product(z, i, theta, k):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for j in range(z.shape[1]):
-        total += np.float64(z[i, j]) * np.float64(theta[k, j])
-    return total
-
-
-@compiled
-def _first_of_best(z, i, norm, theta, size, bias, some, count, tie):  # type: ignore[no-untyped-def]
-    """The first of `some` prototypes whose float64 score is the highest, to within `tie` of that score's scale."""
-    best, scale = LEAST, 0.0
-    for t in range(count):
-        score = _exact_product(z, i, theta, some[t]) + bias[some[t]]
-        if score > best:
-            best, scale = score, norm * size[some[t]] + abs(bias[some[t]])
-    for t in range(count):
-        if _exact_product(z, i, theta, some[t]) + bias[some[t]] >= best - tie * scale:
-            return some[t]
-    return some[0]
-
-
 @compiled
 def leave_over(z, head, hidden, leading):  # type: ignore[no-untyped-def]
     """Write head (n, h) and beside it what it leaves over of z (n, d): the root of the difference of their squares.
@@ -157,25 +126,6 @@ def leave_over(z, head, hidden, leading):  # type: ignore[no-untyped-def]
         leading[i, last] = math.sqrt(max(0.0, np.float64(whole) - np.float64(seen)) + hidden * whole) + lost
 
 
-@compiled
-def _not_above(value, lowest, numbers):  # type: ignore[no-untyped-def]
-    """A number of the dtype of `numbers`, not above `value` but for what comparing whole numbers with it does not see.
-
-    Conversion to whole numbers cuts off towards zero, between two of them.
-    """
-    return numbers.dtype.type(max(value - abs(value) * 2.0**-22, lowest))
-
-
-@intrinsic
-def _lowest_bit(context, bits):  # type: ignore[no-untyped-def]
-    """The place of the lowest bit that is set, of some."""
-
-    def emit(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        return builder.cttz(values[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.uint64), emit
-
-
 @intrinsic
 def _prefetch(context, address):  # type: ignore[no-untyped-def]
     """Ask for the cache line at an address, to be read later."""
@@ -192,119 +142,11 @@ def _prefetch(context, address):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _ask_for_row(x, i):  # type: ignore[no-untyped-def]
+def ask_for_row(x, i):  # type: ignore[no-untyped-def]
+    """Ask for row i of x (n, d), to be read later."""
     line = x.shape[1] * x.itemsize
     for at in range(0, line, 64):
         _prefetch(x.ctypes.data + i * line + at)
-
-
-@compiled
-def decide(approximate, of_columns, of_scores, left, norm, z, x, ahead, labels):  # type: ignore[no-untyped-def]
-    """Write the labels of rows: see `raydkm.ops.hard`; return how many scores were computed again.
-
-    A row's prototype of the highest bound, or that of the label it has already, is scored in float32. Candidates are
-    those whose bound reaches that score, or that of a better candidate before them; those whose float32 scores do not
-    tell them apart are scored in float64. Where one of these is the label that the row had, its label becomes -1.
-
-    Parameters
-    ----------
-    approximate : (m, columns) of int32 or float32
-    of_columns : tuple
-        Offsets (columns,) of the same dtype, its least number, a unit and an error (float, float, float), so that no
-        score is above unit (approximate + offset) + error[0] left + error[1] norm + error[2]; and before the last two
-        the prototypes of the columns (at most columns,) of int64: other columns are below all.
-    of_scores : tuple
-        Prototypes (K, d), their lengths (K,) of float64 and biases (K,); (float, float), of which the first times a
-        row's length and the second are at most the error of a float32 score; and the part of norm size + |bias|
-        within which scores tie.
-    left, norm : (m,)
-        Of the rows: what the screen's precision leaves of them, and their length or a bit more.
-    z : (m, d)
-    x, ahead : (n, d), (at most m,) of int64
-        Which rows of which array will be read next.
-    labels : (m,) of int64
-        -1 for none. A label stands for all prototypes that are not among the columns: none of them has a higher score.
-    """
-    offset, which, lowest, unit, error = of_columns
-    theta, size, bias, rounding, tie = of_scores
-    clusters, blocks = theta.shape[0], approximate.shape[1] // BLOCK
-    number = approximate.dtype.type
-    peak = np.empty(blocks, approximate.dtype)
-    some, value, few = np.empty(MOST, np.int64), np.empty(MOST, np.float32), np.empty(BLOCK, np.int64)
-    offsets = offset.copy()  # a view of what threads share would be counted by all
-    per_unit, computed = 1.0 / unit, 0
-    for i in range(approximate.shape[0]):
-        if i < len(ahead):
-            _ask_for_row(x, ahead[i])
-        for b in range(blocks):
-            most = number(approximate[i, b * BLOCK] + offset[b * BLOCK])
-            for k in range(b * BLOCK, b * BLOCK + BLOCK):
-                bound = number(approximate[i, k] + offset[k])
-                if bound > most:
-                    most = bound
-            peak[b] = most
-        first, had, top = labels[i], labels[i] >= 0, -1
-        if not had:
-            top = 0
-            for b in range(blocks):
-                if peak[b] > peak[top]:
-                    top = b
-            # views of blocks: with indices into whole arrays these loops are not vectorised
-            part, of = approximate[i, top * BLOCK : top * BLOCK + BLOCK], offsets[top * BLOCK : top * BLOCK + BLOCK]
-            before = np.int32(0)
-            for t in range(BLOCK):
-                before = max(before, np.int32(BLOCK - t) * np.int32(number(part[t] + of[t]) == peak[top]))
-            first = which[top * BLOCK + BLOCK - before]
-
-        near = 2.0 * (rounding[0] * norm[i] + rounding[1])
-        lower = near + error[0] * left[i] + error[1] * norm[i] + error[2]
-        score_of_first = best = _product(z, i, theta, first) + bias[first]
-        least = _not_above((best - lower) * per_unit, lowest, offset)
-        computed += 1
-        some[0], value[0], count = first, best, np.int64(had)
-        for b in range(blocks):
-            if peak[b] < least or count == MOST:
-                continue
-            part, of = approximate[i, b * BLOCK : b * BLOCK + BLOCK], offsets[b * BLOCK : b * BLOCK + BLOCK]
-            bits, found = np.uint64(0), np.int64(0)
-            for t in range(BLOCK):
-                bits |= np.uint64(number(part[t] + of[t]) >= least) << np.uint64(t)
-            beyond = (b + 1) * BLOCK - len(which)
-            if beyond > 0:
-                bits &= ~np.uint64(0) >> np.uint64(beyond)
-            while bits:
-                few[found] = b * BLOCK + _lowest_bit(bits)
-                bits &= bits - np.uint64(1)
-                found += 1
-            if b == top and found == 1:  # that of the highest bound
-                some[count], value[count] = first, score_of_first
-                count += 1
-                continue
-            computed += found
-            for t in range(found):
-                k = which[few[t]]
-                score = _product(z, i, theta, k) + bias[k]
-                if score > best:
-                    best = score
-                    least = _not_above((best - lower) * per_unit, lowest, offset)
-                if score >= best - near and count < MOST:
-                    some[count], value[count] = k, score
-                    count += 1
-        if count == MOST:
-            computed += clusters
-            labels[i] = _first_of_best(z, i, norm[i], theta, size, bias, np.arange(clusters), clusters, tie)
-            continue
-        if count > 1:
-            nearest = 0
-            for t in range(count):
-                if value[t] >= best - near:
-                    some[nearest] = some[t]
-                    nearest += 1
-            if nearest > 1:
-                settled = not (had and some[0] == first)
-                some[0] = _first_of_best(z, i, norm[i], theta, size, bias, some, nearest, tie) if settled else -1
-        labels[i] = some[0]
-    return computed
 
 
 @compiled
@@ -323,11 +165,11 @@ def add_rows(into, index, before, x, shift, scale):  # type: ignore[no-untyped-d
 
     And take it from row before[i], where it was added before; -1 for none.
     """
-    some = np.empty(MOST, np.int64)
-    for first in range(0, x.shape[0], MOST):
+    some = np.empty(MANY, np.int64)
+    for first in range(0, x.shape[0], MANY):
         count = _changed(index, before, first, some)
         for c in range(count):
-            _ask_for_row(x, some[min(c + SOON, count - 1)])
+            ask_for_row(x, some[min(c + SOON, count - 1)])
             i = some[c]
             k, old = index[i], before[i]
             if old < 0:
@@ -343,11 +185,11 @@ def add_rows(into, index, before, x, shift, scale):  # type: ignore[no-untyped-d
 @compiled
 def add_weighted_rows(into, index, before, x, shift, weight, scale):  # type: ignore[no-untyped-def]
     """`add_rows` of rows times weights (n,); scales are powers of two, so that only this product is rounded before."""
-    some = np.empty(MOST, np.int64)
-    for first in range(0, x.shape[0], MOST):
+    some = np.empty(MANY, np.int64)
+    for first in range(0, x.shape[0], MANY):
         count = _changed(index, before, first, some)
         for c in range(count):
-            _ask_for_row(x, some[min(c + SOON, count - 1)])
+            ask_for_row(x, some[min(c + SOON, count - 1)])
             i = some[c]
             k, old = index[i], before[i]
             for j in range(x.shape[1]):
@@ -360,8 +202,8 @@ def add_weighted_rows(into, index, before, x, shift, weight, scale):  # type: ig
 @compiled
 def add_numbers(into, index, before, x, scale):  # type: ignore[no-untyped-def]
     """`add_rows` of numbers x (n,) to `into` (K,)."""
-    some = np.empty(MOST, np.int64)
-    for first in range(0, x.shape[0], MOST):
+    some = np.empty(MANY, np.int64)
+    for first in range(0, x.shape[0], MANY):
         for c in range(_changed(index, before, first, some)):
             i = some[c]
             units = np.int64(np.rint(np.float64(x[i]) * scale))

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from raydkm.ops import amx
-from raydkm.ops.kernels import BLOCK, LEAST_SCORE, LOST, quantise
+from raydkm.ops.candidates import BLOCK
+from raydkm.ops.kernels import LEAST_SCORE, LOST, quantise
 from raydkm.ops.leading import Leading
 from raydkm.ops.scores import Scores
 from raydkm.ops.workspace import Workspace

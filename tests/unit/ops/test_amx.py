@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raydkm.ops import amx, amx_soft, kernels, rates
+from raydkm.ops import amx, amx_soft, candidates, kernels, rates
 from raydkm.ops.amx import ROWS, packed, product_int8, split
 from raydkm.ops.amx_soft import SoftByTiles
 from raydkm.ops.batch import HARD_TILE
@@ -225,7 +225,7 @@ def test_a_screen_that_is_given_up_writes_few_scores_at_a_time(monkeypatch: pyte
 
 
 def test_what_is_compiled_goes_with_all_sources_that_it_is_made_of() -> None:
-    for loop in (kernels.decide, kernels.soften):
+    for loop in (candidates.decide, kernels.soften):
         assert loop._cache._cache_file._source_stamp[1] == kernels.sources()
 
 
