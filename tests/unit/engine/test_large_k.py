@@ -71,6 +71,8 @@ def test_threads_share_sums_that_are_large() -> None:
     assert passes.copies_of_sums(8 * 4096 * 769, threads=64) == 5
     assert passes.copies_of_sums(8 * 65_536 * 129, threads=64) == 1
     assert passes.copies_of_sums(2**40, threads=3) == 1
+    assert passes.copies_of_sums(8 * 256 * 129, threads=2, few=True) == 2
+    assert passes.copies_of_sums(8 * 1024 * 769, threads=2, few=True) == 1
 
 
 @pytest.mark.parametrize("cut", [1, 2, 4])

@@ -48,6 +48,17 @@ def test_labels_are_those_of_float64_whatever_has_moved(case, precision: str, ho
         tile.labels[::7] = -1
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_rows_may_begin_at_any_prototype(case, precision: str) -> None:
+    g = torch.Generator().manual_seed(6)
+    z, prototypes = case(g, ROWS, DIM, CLUSTERS)
+    last, scores = LastPass(), scores_of(prototypes)
+    tile = last.tile(0, len(z))
+    tile.labels.copy_(torch.randint(CLUSTERS, (len(z),), generator=g))
+    assert torch.equal(HardAssignment(scores, precision, last=last)(z, tile), reference(scores, z))
+
+
 def test_rows_of_prototypes_that_stand_still_are_compared_with_moved_ones_alone() -> None:
     g = torch.Generator().manual_seed(0)
     prototypes = torch.randn(CLUSTERS, DIM, generator=g)
