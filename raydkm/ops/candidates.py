@@ -64,10 +64,10 @@ def _first_of_best(z, i, norm, of_scores, some, count):  # type: ignore[no-untyp
 
 @intrinsic
 def _lowest_bit(context, bits):  # type: ignore[no-untyped-def]
-    """The place of the lowest bit that is set, of some."""
+    """The place of the lowest bit that is set; 64 of none."""
 
     def emit(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        return builder.cttz(values[0], ir.Constant(ir.IntType(1), 1))
+        return builder.cttz(values[0], ir.Constant(ir.IntType(1), 0))
 
     return types.int64(types.uint64), emit
 
@@ -129,7 +129,7 @@ def begin_at_highest(address, along, apart, highest, offset, which, labels):  # 
                     top = b
             of = offset.ctypes.data + top * BLOCK * offset.itemsize
             bits = _reached(address + i * along + top * apart, of, highest[i, top])
-            labels[i] = which[top * BLOCK + _lowest_bit(bits)]
+            labels[i] = which[min(top * BLOCK + _lowest_bit(bits), len(which) - 1)]  # numbers may not be finite
 
 
 @compiled
