@@ -228,7 +228,7 @@ class HardAssignment:
 
     @cached_property
     def _of_scores(self) -> tuple[Any, ...]:
-        """What it asks of them."""
+        """What `decide` asks of scores."""
         scores = self._scores
         arrays = (x.numpy() for x in (scores.prototypes, scores.lengths, scores.bias))
         return *arrays, self._rounding, TIE
