@@ -59,7 +59,7 @@ def _first_of_best(z, i, norm, of_scores, some, count):  # type: ignore[no-untyp
     for t in range(count):
         if some[t] < first and _exact_product(z, i, theta, some[t]) + bias[some[t]] >= best - tie * scale:
             first = some[t]
-    return first
+    return min(first, len(bias) - 1)  # of scores that are not finite none is the best
 
 
 @intrinsic

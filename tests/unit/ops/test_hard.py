@@ -259,3 +259,12 @@ def test_balance_scalings_move_labels_as_prices_do(rng: np.random.Generator) -> 
     labels = HardAssignment(scores, "fp32")(torch.from_numpy(z).float()).numpy()
     prices = np.square(z[:, None] - prototypes).sum(2) - 2.0 * log_s
     np.testing.assert_allclose(prices[np.arange(300), labels], prices.min(1), atol=1e-5)
+
+
+@pytest.mark.parametrize("clusters", [2, 100])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_scores_that_are_not_finite_lead_to_no_label_that_there_is_not(precision: str, clusters: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    labels = HardAssignment(scores_of(1e20 * torch.randn(clusters, 5, generator=g)), precision)(torch.randn(300, 5))
+    assert int(labels.min()) >= 0
+    assert int(labels.max()) < clusters
