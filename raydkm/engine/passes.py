@@ -35,7 +35,7 @@ _M_MMAP_THRESHOLD = -3
 OWN_SUMS_BYTES = 2**25
 SUMS_BYTES = 2**27
 
-#: The same of a copy to which few rows are added, so that threads need not wait long for each other.
+#: Where few rows are added, threads share sums of more bytes than this: they need not wait long for each other.
 FEW_SUMS_BYTES = 2**22
 
 #: Batches that are computed as one, at the most, where sums are of rows, not of batches.

@@ -17,7 +17,7 @@ FIT = 2**20
 
 @compiled
 def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, labels):  # type: ignore[no-untyped-def]
-    """`raydkm.ops.candidates.decide` of rows x (n, d) - shift (d,) in float32, of the labels of some of them.
+    """`raydkm.ops.candidates.decide` of some of the rows x (n, d) - shift (d,) in float32.
 
     Parameters
     ----------
@@ -32,6 +32,7 @@ def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, 
         As `raydkm.ops.amx.packed`.
     of_columns, of_scores : tuple
     labels : (n,) of int64
+        Of all rows, those of the others as they are.
     """
     factor, left_of, norm_of = seen
     offset, which, lowest, unit, error = of_columns

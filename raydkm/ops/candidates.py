@@ -221,7 +221,8 @@ def decide(approximate, of_columns, of_scores, left, norm, z, labels):  # type: 
     z : (m, d)
     labels : (m,) of int64
         Where rows begin, or -1 for the prototype of the highest bound. If columns are not of all prototypes, a label
-        stands for the others: none of them has a higher score. Where a column's score is the same, it becomes -1.
+        stands for the others: none of them has a higher score. Where float32 does not tell a column's score from the
+        label's, it becomes -1.
     """
     offset, which, lowest, unit, error = of_columns
     theta, _, bias, rounding, _ = of_scores

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydkm.ops.kernels import add_numbers, add_rounded, add_rows, add_weighted_rows
+from raydkm.ops.kernels import add_numbers, add_rounded, add_rows
 
 # Adding 1.5 * 2^52 to a float64 |x| < 2^51 rounds x to the nearest integer and leaves that integer in the
 # low bits of the sum: a rounding conversion to int64 in one vectorised addition.
@@ -141,10 +141,8 @@ class Statistics:
                     return
                 scale = grid.scale.expand(x.shape[1]).numpy()
                 less = (x.new_zeros(x.shape[1]) if shift is None else shift).numpy()
-                if weight is None:
-                    add_rows(part.numpy(), whose, old, rows, less, scale)
-                else:
-                    add_weighted_rows(part.numpy(), whose, old, rows, less, weight.numpy(), scale)
+                weights = np.empty(0) if weight is None else weight.numpy()
+                add_rows(part.numpy(), whose, old, rows, less, weights, scale)
             return
         assert before is None
         x = x if shift is None else x - shift

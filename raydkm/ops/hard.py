@@ -1,9 +1,10 @@
 """Hard assignment: the prototype of the highest score, exactly, at low-precision speed.
 
-A screen (`raydkm.ops.screen`) bounds all scores of a row. The prototype of the highest bound is scored in float32, then
-those whose bounds reach what has been found, and those that float32 does not tell apart in float64. So labels do not
-depend on the screen, on the processor or on how a product is computed: a row's label is the first of the prototypes
-whose score in float64 is the highest, to within `TIE` of the scale of that score.
+A screen (`raydkm.ops.screen`) bounds all scores of a row. One prototype is scored in float32, that of the row's label
+in the last pass or else that of the highest bound; then those whose bounds reach what has been found, and those that
+float32 does not tell apart in float64 (`raydkm.ops.candidates`). So labels do not depend on the screen, on the processor
+or on how a product is computed: a row's label is the first of the prototypes whose score in float64 is the highest, to
+within `TIE` of the scale of that score.
 
 Where leading directions of the rows are given, the screen is of as few of them as pays (`raydkm.ops.leading`). Rows
 whose label of the last pass is known, and whose prototype has not moved since, are compared with those alone that have
@@ -13,7 +14,7 @@ whose label of the last pass is known, and whose prototype has not moved since, 
 from __future__ import annotations
 
 import threading
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -147,18 +148,21 @@ class HardAssignment:
         if computed > len(labels) * (4 + len(self._scores) / 32) and not isinstance(chosen.screen, FullScreen):
             # a finer screen costs less than so many candidates
             finer = SCREENS[self._precision] if isinstance(chosen.screen, LeadingScreen) else FullScreen
-            self._chosen = self._with_columns(finer(self._scores, next(rows.split(LIKE)).z))
+            with self._lock:
+                if self._chosen is chosen:  # of all threads that see it, the first
+                    self._chosen = self._with_columns(finer(self._scores, next(rows.split(LIKE)).z))
         return labels
 
     def _first_choice(self, rows: Shifted) -> _Chosen:
         kind = SCREENS[self._precision]
         if self._directions is None:
             return self._with_columns(kind(self._scores, next(rows.split(LIKE)).z))
-        whole = kind(self._scores, self._directions.rows)
-        leading = self._directions.chosen(lambda directions: self._narrowest(directions, whole))
+        like = self._directions.rows
+        whole = cache(lambda: kind(self._scores, like))  # most steps ask for it only if they take it
+        leading = self._directions.chosen(lambda directions: self._narrowest(directions, whole()))
         if leading is None:
-            return self._with_columns(whole)
-        return self._with_columns(LeadingScreen(self._scores, self._directions.rows, leading, kind))
+            return self._with_columns(whole())
+        return self._with_columns(LeadingScreen(self._scores, like, leading, kind))
 
     def _with_columns(self, screen: Screen) -> _Chosen:
         everyone = torch.arange(len(self._scores), device=self._scores.bias.device)

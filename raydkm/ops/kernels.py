@@ -160,10 +160,11 @@ def _changed(index, before, first, some):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_rows(into, index, before, x, shift, scale):  # type: ignore[no-untyped-def]
+def add_rows(into, index, before, x, shift, weight, scale):  # type: ignore[no-untyped-def]
     """Add each row of x (n, d) - shift (d,), rounded to multiples of 1 / scale (d,), to row index[i] of `into` (K, d).
 
-    And take it from row before[i], where it was added before; -1 for none.
+    And take it from row before[i], where it was added before; -1 for none. Rows may have weights (n,), or (0,) for
+    none; scales are powers of two, so that only the product with a weight is rounded before.
     """
     some = np.empty(MANY, np.int64)
     for first in range(0, x.shape[0], MANY):
@@ -171,31 +172,14 @@ def add_rows(into, index, before, x, shift, scale):  # type: ignore[no-untyped-d
         for c in range(count):
             ask_for_row(x, some[min(c + SOON, count - 1)])
             i = some[c]
-            k, old = index[i], before[i]
+            k, old, factor = index[i], before[i], weight[i] if len(weight) else 1.0
             if old < 0:
                 for j in range(x.shape[1]):
-                    into[k, j] += np.int64(np.rint(np.float64(x[i, j] - shift[j]) * scale[j]))
+                    into[k, j] += np.int64(np.rint(np.float64(x[i, j] - shift[j]) * factor * scale[j]))
             else:
                 for j in range(x.shape[1]):
-                    units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * scale[j]))
+                    units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * factor * scale[j]))
                     into[k, j] += units
-                    into[old, j] -= units
-
-
-@compiled
-def add_weighted_rows(into, index, before, x, shift, weight, scale):  # type: ignore[no-untyped-def]
-    """`add_rows` of rows times weights (n,); scales are powers of two, so that only this product is rounded before."""
-    some = np.empty(MANY, np.int64)
-    for first in range(0, x.shape[0], MANY):
-        count = _changed(index, before, first, some)
-        for c in range(count):
-            ask_for_row(x, some[min(c + SOON, count - 1)])
-            i = some[c]
-            k, old = index[i], before[i]
-            for j in range(x.shape[1]):
-                units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * weight[i] * scale[j]))
-                into[k, j] += units
-                if old >= 0:
                     into[old, j] -= units
 
 

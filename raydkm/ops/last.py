@@ -85,7 +85,7 @@ class LastPass:
         return tile
 
     def keep(self, tile: Tile, rows: Rows, leading: Leading) -> None:
-        """Keep what is multiplied of a tile's rows, while there is room."""
+        """Keep what is multiplied of a tile's rows, which nothing else writes to, while there is room."""
         with self._lock:
             self._room += 0 if tile.rows is None else tile.rows.nbytes
             fits = rows.nbytes <= self._room

@@ -36,7 +36,7 @@ FARTHEST = 2**29
 
 
 class Rows(NamedTuple):
-    """Rows of a tile as a screen multiplies them; all of it is overwritten by the thread's next call."""
+    """Rows of a tile as a screen multiplies them; overwritten by the thread's next call, unless they are `joined`."""
 
     factor: Tensor  # (n, h)
     left: Tensor  # (n,) lengths of what rounding leaves of the rows, or by how much they are above the usual one

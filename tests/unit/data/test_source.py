@@ -75,6 +75,12 @@ def test_rows_held_anywhere_are_the_rows_that_were_read_in_batches(
         np.testing.assert_array_equal(weight, np.arange(len(x)) if weighted else np.ones(len(x)))
     firsts = [batch.first for batch in source.batches()]
     assert firsts == list(range(0, len(x), 4))
+    for sharers in (1, 3, 64):  # each row once, and cut alike in each pass
+        cut, again = ([(batch.first, len(batch)) for batch in source.batches(8, sharers)] for _ in range(2))
+        assert sorted(cut) == sorted(again)
+        ends = [first + rows for first, rows in sorted(cut)]
+        assert [first for first, _ in sorted(cut)] == [0, *ends][: len(cut)]
+        assert ends[-1:] == [len(x)][: len(cut)]
     if len(x) > 8 and "half" in way:
         assert room.held["host"] and room.held["stream" if "stream" in way else "disk"]
     assert source.total == 1000
