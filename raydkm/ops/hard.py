@@ -2,9 +2,9 @@
 
 A screen (`raydkm.ops.screen`) bounds all scores of a row. One prototype is scored in float32, that of the row's label
 in the last pass or else that of the highest bound; then those whose bounds reach what has been found, and those that
-float32 does not tell apart in float64 (`raydkm.ops.candidates`). So labels do not depend on the screen, on the processor
-or on how a product is computed: a row's label is the first of the prototypes whose score in float64 is the highest, to
-within `TIE` of the scale of that score.
+float32 does not tell apart in float64 (`raydkm.ops.candidates`). So labels do not depend on the screen, on the
+processor or on how a product is computed: a row's label is the first of the prototypes whose score in float64 is the
+highest, to within `TIE` of the scale of that score.
 
 Where leading directions of the rows are given, the screen is of as few of them as pays (`raydkm.ops.leading`). Rows
 whose label of the last pass is known, and whose prototype has not moved since, are compared with those alone that have
