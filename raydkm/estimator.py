@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +26,6 @@ from raydkm.engine.minibatch import Running, has_batches
 from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
 from raydkm.objectives import OBJECTIVES
-from raydkm.ops.batch import SOFT_TILE
-from raydkm.ops.frame import Frame
-from raydkm.ops.soft import SoftAssignment
 
 
 def _learns_from_batches(estimator: DKMeans) -> bool:
@@ -269,28 +264,19 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
 
         Of a logistic objective that is p, the posterior of the discriminative model.
         """
-        model = self._fitted()
-        return label(model, self._source(self._array(X, reset=False)))[0]
+        return self._fitted().predict(self._array(X, reset=False))
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Posterior (n, n_clusters) of each row: q, of a logistic objective p; of a hard one zeros and ones."""
-        model = self._fitted()
-        if model.hard:
-            return np.eye(model.clusters, dtype=np.float32)[self.predict(X)]
-        soft, x = SoftAssignment(model.scores()), self._array(X, reset=False)
-        return np.concatenate([soft(z).dense().numpy() for z in self._tiles(x, model.frame())])
+        return self._fitted().predict_proba(self._array(X, reset=False))
 
     def transform(self, X: Any) -> NDArray[np.floating]:  # noqa: N803
         """Euclidean distances (n, n_clusters) to the prototypes (for cosine, from the unit vectors).
 
-        They are computed in, and returned as, float32, or float64 where float32 does not hold the dtype of X.
+        They are computed in float64, and returned as float32 where that holds the dtype of X.
         """
-        model = self._fitted()
-        x = self._array(X, reset=False)
-        dtype = torch.float64 if np.result_type(x.dtype, np.float32) == np.float64 else torch.float32
-        tiles = self._tiles(x, replace(model.frame(), dtype=dtype))
-        exact, prototypes = "donot_use_mm_for_euclid_dist", model.prototypes.to(dtype)
-        return np.concatenate([torch.cdist(z, prototypes, compute_mode=exact).numpy() for z in tiles])
+        model, x = self._fitted(), self._array(X, reset=False)
+        return model.transform(x).astype(np.result_type(x.dtype, np.float32), copy=False)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:  # noqa: N803
         """Minus the weighted sum of squared distances of the rows to their clusters' prototypes."""
@@ -340,10 +326,6 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
 
     def _source(self, x: NDArray, sample_weight: Any = None) -> RowSource:
         return RowSource.from_array(x, sample_weight, unit=self.model_.config.metric == "cosine")
-
-    def _tiles(self, x: NDArray, frame: Frame) -> Iterator[torch.Tensor]:
-        clusters = self.model_.clusters
-        return (z for batch in self._source(x).batches() for _, z in batch.tiles(frame, clusters, SOFT_TILE))
 
     def _array(self, X: Any, *, reset: bool) -> NDArray:  # noqa: N803
         if issparse(X):

@@ -15,6 +15,7 @@ import json
 import math
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,23 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from raydkm.assigner import Assigner
 from raydkm.atomic import new_directory
 from raydkm.config import AS_THEY_ARE, FeatureConfig, FitConfig
+from raydkm.data.rows import rows_of
 from raydkm.errors import ConfigError, ModelError, RaydkmError
 from raydkm.features.encoders import own_build
 from raydkm.features.features import Features, features_of
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.logistic import OF_LOGITS, LogisticObjective
 from raydkm.ops.frame import Frame
+from raydkm.ops.labeller import Assignment, Labeller
 from raydkm.ops.scores import Scores
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+#: Versions that are read: in the first, prototypes were of float32.
+READ_VERSIONS = (1, SCHEMA_VERSION)
 
 _TENSOR_NAMES = ("prototypes", "shift", "log_s", "counts", "shares", "weights", "bias")
 _JSON, _TENSORS, _HISTORY = "model.json", "prototypes.safetensors", "history.jsonl"
@@ -53,7 +60,7 @@ class Model:
         Every parameter of the fit.
     temperature : float
         T in units of squared distance; 0 for plain k-means.
-    prototypes : Tensor (K, d) of float32
+    prototypes : Tensor (K, d) of float64
         In the coordinates of the frame; `cluster_centers` gives those of the data. Of a logistic objective the means
         of the clusters' rows.
     shift : Tensor (d,) of float64
@@ -68,7 +75,7 @@ class Model:
         How the model was made: rows, inertia, fingerprint, versions, seconds; plain JSON values.
     history : list of dict
         One entry an ADM step.
-    weights, bias : Tensor (K, d) and (K,) of float32, or None
+    weights, bias : Tensor (K, d) and (K,) of float64, or None
         theta and b of a logistic objective, or of the linear head that an encoder was trained with, in the coordinates
         of the frame.
     made : FeatureConfig
@@ -77,6 +84,17 @@ class Model:
         What makes them; None where rows are clustered as they are.
     reading : {"q", "p"}, optional
         What rows are assigned by (see `scores`); not part of the artefact.
+    labels : ndarray (n,) of int64, optional
+        Clusters of the rows of a fit in this process; not part of the artefact.
+
+    Examples
+    --------
+    >>> import numpy as np, raydkm
+    >>> x = np.array([[1.0, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
+    >>> model = raydkm.fit(x, clusters=2, objective="kmeans")
+    >>> found = model.assign([[0.0, 0], [12, 3]], top=2)
+    >>> bool((found.labels == model.predict([[1.0, 2], [10, 2]])).all()), found.clusters.shape
+    (True, (2, 2))
     """
 
     config: FitConfig
@@ -93,6 +111,14 @@ class Model:
     made: FeatureConfig = AS_THEY_ARE
     features: Features | None = None
     reading: str | None = None
+    labels: NDArray[np.int64] | None = None
+
+    def __repr__(self) -> str:
+        temperature = "" if self.temperature == 0 else f", temperature={self.temperature:.4g}"
+        return f"Model({self.config.objective}, clusters={self.clusters}, dim={self.dim}{temperature})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_assigner"}  # which has locks
 
     @property
     def clusters(self) -> int:
@@ -127,7 +153,63 @@ class Model:
     @property
     def cluster_centers(self) -> NDArray[np.float64]:
         """Prototypes (K, d) in the coordinates of the data (for cosine, of the unit-length rows)."""
-        return (self.prototypes.double() + self.shift).numpy()
+        return (self.prototypes + self.shift).numpy()
+
+    def predict(self, x: Any) -> NDArray[np.int64]:
+        """Cluster (n,) of each row of an array-like, tensor, data frame or Arrow table.
+
+        It is the prototype of the least cost in float64 (`raydkm.ops.cost`), of equal ones the lowest.
+
+        Raises
+        ------
+        InputError
+            If the rows are not of the model's dimension, or not finite.
+        """
+        return self._assigner.labeller.labels(self._features_of(x)).numpy()
+
+    def predict_proba(self, x: Any) -> NDArray[np.float32]:
+        """Posterior (n, K) of each row; of a hard model zeros and ones. Raises as `predict` does."""
+        return self._assigner.labeller.posteriors(self._features_of(x)).numpy()
+
+    def transform(self, x: Any) -> NDArray[np.float64]:
+        """Euclidean distances (n, K) of the rows' features to the prototypes. Raises as `predict` does."""
+        return self._assigner.labeller.all_distances(self._features_of(x)).numpy()
+
+    def assign(self, x: Any, top: int = 1) -> Assignment:
+        """Clusters, posteriors, distance and entropy of each row, as batch assignment and the service give them.
+
+        Parameters
+        ----------
+        x : array-like (n, input_dim), torch.Tensor, pandas.DataFrame or pyarrow.Table
+        top : int
+            How many of the best clusters of each row are told.
+
+        Raises
+        ------
+        ConfigError
+            If the model has not so many clusters.
+        InputError
+            If the rows are not of the model's dimension, or not finite.
+        """
+        return self._assigner(self._rows_of(x), top)
+
+    def assigner(self, **options: Any) -> Assigner:
+        """What assigns rows as they are stored; the options are those of `raydkm.ops.labeller.Labeller`."""
+        sample = options.pop("sample", None)
+        if sample is not None:
+            sample = Assigner.features(self._assigner, sample)
+        labeller = Labeller(self.scores(), self.prototypes, self.frame(), hard=self.hard, sample=sample, **options)
+        return Assigner(labeller, self.clusters, self.features)
+
+    @cached_property
+    def _assigner(self) -> Assigner:
+        return self.assigner()
+
+    def _rows_of(self, x: Any) -> Tensor:
+        return rows_of(x, dim=self.input_dim, unit=self.unit, column=self.config.column, shape=self.shape)
+
+    def _features_of(self, x: Any) -> Tensor:
+        return self._assigner.features(self._rows_of(x))
 
     def frame(self) -> Frame:
         return Frame(self.config.metric, self.shift)
@@ -154,21 +236,21 @@ class Model:
         theta_k = theta'_k / T and b_k = log(q_hat_k) / 2 (Jabi et al.): it lacks -||theta'_k||^2, and is another
         assignment.
         """
-        kind = OBJECTIVES[self.config.objective]
+        kind, frame = OBJECTIVES[self.config.objective], self.frame()
         logistic = issubclass(kind, LogisticObjective)
         by_prototypes = self.reading == "q" and (self.made.has_head or not logistic)
         if self.weights is None or self.bias is None or by_prototypes:
             if self.reading != "p":
                 log_s = torch.zeros_like(self.log_s) if logistic else self.log_s
-                return Scores.of(self.prototypes, log_s, self.temperature, torch.float32, torch.device("cpu"))
+                return Scores.of(self.prototypes, log_s, self.temperature, frame)
             bias = 0.5 * self.shares.clamp(min=1e-300).log()
-            return Scores(self.prototypes / self.temperature, bias.float(), OF_LOGITS)
+            return Scores.linear(self.prototypes / self.temperature, bias, OF_LOGITS, frame)
         if self.reading != "q":
-            return Scores(self.weights, self.bias, OF_LOGITS)
+            return Scores.linear(self.weights, self.bias, OF_LOGITS, frame)
         assert issubclass(kind, LogisticObjective)
         _, l2, l3 = kind.mixture((self.config.l1, self.config.l2, self.config.l3))
         power = 1 + l2 / l3
-        return Scores(power * self.weights, power * self.bias + self.log_s.float(), OF_LOGITS)
+        return Scores.linear(power * self.weights, power * self.bias + self.log_s, OF_LOGITS, frame)
 
     def checksum(self) -> str:
         """SHA-256 of the tensors: the identity of what the model computes."""
@@ -233,15 +315,15 @@ def load(path: str | os.PathLike, *, encoder: str | None = None) -> Model:
         raise ModelError(f"{place}: no {_JSON} here; is it a model directory?") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{place / _JSON}: not readable ({error})") from None
-    if not isinstance(described, dict) or described.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(described, dict) or described.get("schema_version") not in READ_VERSIONS:
         found = described.get("schema_version") if isinstance(described, dict) else None
-        raise ModelError(f"{place}: schema version {found}, this raydkm reads version {SCHEMA_VERSION}")
+        raise ModelError(f"{place}: schema version {found}, this raydkm reads versions up to {SCHEMA_VERSION}")
     try:
         if described["sha256"].pop(_JSON) != _own_checksum(described):
             raise ModelError(f"{place / _JSON}: its checksum differs from its content; the file was changed")
         optional = [name for name in (_MAPS, _ENCODER) if name in described["sha256"]]
         content = {name: _verified(place / name, described["sha256"][name]) for name in (_TENSORS, _HISTORY, *optional)}
-        tensors: dict[str, Any] = load_tensors(content[_TENSORS])
+        tensors: dict[str, Any] = {name: t.double() for name, t in load_tensors(content[_TENSORS]).items()}
         if unknown := set(tensors) - set(_TENSOR_NAMES):
             raise ModelError(f"{place}: damaged (unknown tensors {', '.join(sorted(unknown))})")
         features, own = described.get("features"), None if encoder is None else own_build(encoder)

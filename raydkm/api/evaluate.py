@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raydkm.config import RunConfig
 from raydkm.data.columns import Columns
 from raydkm.data.parquet import ParquetTable, scan_file
-from raydkm.engine.assign import Assigner
-from raydkm.engine.where import threads_of
+from raydkm.data.source import as_tensor
 from raydkm.errors import InputError
 from raydkm.model import Model, load
 from raydkm.ops.metrics import agreement
@@ -43,7 +41,7 @@ def evaluate(
     for path, schema in zip(table.files, table.schemas, strict=True):
         if label not in schema.names:
             raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(schema.names)}")
-    assigner = Assigner(model, threads=threads_of(RunConfig()))
+    assigner = model.assigner()
     columns = Columns(table.columns.features, shape=table.columns.shape)
     labels, clusters, inertia, entropy = [], [], 0.0, 0.0
     for path in table.files:
@@ -51,7 +49,7 @@ def evaluate(
         for batch in scan_file(path, list(dict.fromkeys([*columns.needed, label])), at_once=table.rows_at_once):
             if batch[label].null_count:
                 raise InputError(f"{path}: column '{label}' has nulls in rows {row} to {row + len(batch)}")
-            result = assigner(columns.extract(batch, path, row, unit=model.unit).rows)
+            result = assigner(as_tensor(columns.extract(batch, path, row, unit=model.unit).rows))
             labels.append(_plain(batch[label]))
             clusters.append(result.clusters[:, 0])
             inertia += float(np.square(result.distance, dtype=np.float64).sum())

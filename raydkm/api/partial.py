@@ -54,7 +54,7 @@ def fit_batch(
     model = Model(
         config=config,
         temperature=running.temperature,
-        prototypes=running.prototypes.float(),
+        prototypes=running.prototypes,
         shift=running.frame.shift,
         log_s=torch.zeros_like(running.counts),
         counts=running.counts,

@@ -25,8 +25,10 @@ from raydkm.errors import EngineError
 from raydkm.features.features import Features
 from raydkm.model import Model
 from raydkm.objectives import OBJECTIVES
-from raydkm.objectives.logistic import LogisticObjective
+from raydkm.objectives.logistic import OF_LOGITS, LogisticObjective
 from raydkm.ops.frame import Frame
+from raydkm.ops.labeller import Labeller
+from raydkm.ops.scores import Scores
 from raydkm.ops.soft import SoftAssignment
 
 #: Tolerances by which a fit settles at once.
@@ -54,7 +56,7 @@ class Clustering:
         """Labels (n,) or, of a soft model, posteriors q (n, K) of rows at `positions`, whose features are given."""
         if self.model.hard:
             return self.labels[positions]
-        return self._soft(self.model.frame()(features.cpu())).dense()
+        return self._soft(self.model.frame().tile(features.cpu())).dense()
 
     @cached_property
     def _soft(self) -> SoftAssignment:
@@ -196,14 +198,15 @@ class Clusterer:
         alone = config.model_copy(update={"balance": 0.0, "min_share": 0.0, "max_share": 1.0, "marginal": None})
         means = means_of(encoded, best, config, self.comm)
         fitted = self.settled(encoded, alone, means, None, report)
-        frame, means = frame.centred_at(fitted.shift), means - fitted.shift
-        b = (b.double() + theta.double() @ fitted.shift).float()  # in the coordinates of the frame
+        frame, means = replace(frame, shift=fitted.shift), means - fitted.shift
+        theta = theta.double()
+        b = b.double() + theta @ fitted.shift  # in the coordinates of the frame
+        labeller = Labeller(Scores.linear(theta, b, OF_LOGITS, frame), means, frame, hard=False)
         counts, inertia = torch.zeros(len(b), dtype=torch.float64), 0.0
         for batch in encoded.batches():
-            z = frame(batch.rows).cpu()
-            own = torch.addmm(b, z, theta.T).argmax(1)
+            own = labeller.labels(batch.rows.cpu())
             counts += torch.bincount(own, minlength=len(b))
-            inertia += float((z - means[own].float()).double().square().sum())
+            inertia += float(labeller.squared_distances(batch.rows.cpu(), own).sum())
             if labels is not None:
                 labels[batch.first : batch.first + len(batch)] = own
         parts = self.comm.all_gather((counts, inertia))

@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from raydkm.assigner import Assigner
 from raydkm.config import AssignConfig, RunConfig
 from raydkm.data.columns import Columns
 from raydkm.data.files import relative_names
@@ -27,115 +26,17 @@ from raydkm.data.prefetch import prefetched
 from raydkm.data.source import as_tensor
 from raydkm.engine.manifest import Manifest, Range, Record, Written, cut, digest_of, parquet
 from raydkm.engine.tally import Tally, closest
-from raydkm.errors import ConfigError, InputError
+from raydkm.errors import InputError
 from raydkm.model import Model
-from raydkm.ops.batch import BATCH_ROWS, SOFT_TILE, Batch
-from raydkm.ops.nearest import SAMPLE_ROWS, Choice, NearestPrototypes, faiss_version
-from raydkm.ops.soft import SoftAssignment
+from raydkm.ops.batch import BATCH_ROWS
+from raydkm.ops.labeller import Assignment
+from raydkm.ops.nearest import SAMPLE_ROWS, faiss_version
 
 #: Rows of an output row group.
 ROW_GROUP_ROWS = 131_072
 
 #: Batches that are read before they are asked for.
 _READ_AHEAD = 8
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What a model says of n rows.
-
-    Parameters
-    ----------
-    clusters : ndarray (n, m) of int32
-        The m best clusters, best first; the first is the row's cluster.
-    posteriors : ndarray (n, m) of float32
-        Their posterior probabilities q; of a hard model one and zeros.
-    distance : ndarray (n,) of float32
-        Euclidean, to the prototype of the row's cluster (for cosine, between unit vector and prototype).
-    entropy : ndarray (n,) of float32
-        Of the posterior over all clusters, in nats.
-    """
-
-    clusters: NDArray[np.int32]
-    posteriors: NDArray[np.float32]
-    distance: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-
-
-class Assigner:
-    """A model with its FAISS index, ready for any number of rows.
-
-    Parameters
-    ----------
-    model : Model
-    threads : int
-    top : int
-        Clusters that are found for each row, unless a call asks for others.
-    index, recall
-        As in `NearestPrototypes`; of a soft model always flat.
-    sample : ndarray (n, d), optional
-        Rows to choose the index with.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        *,
-        threads: int,
-        top: int = 1,
-        index: str = "flat",
-        recall: float = 1.0,
-        sample: NDArray | None = None,
-    ):
-        if not 1 <= top <= model.clusters:
-            raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
-        self.model = model
-        self._top = top
-        self._frame = model.frame()
-        self._scores = model.scores()
-        z = None if sample is None else self._frame(self._features(sample))
-        index = index if model.hard else "flat"
-        self._index = NearestPrototypes(self._scores, threads, index=index, recall=recall, sample=z)
-        self._soft = None if model.hard else SoftAssignment(self._scores)
-
-    @property
-    def choice(self) -> Choice:
-        """What index was chosen, and why."""
-        return self._index.choice
-
-    def __call__(self, rows: NDArray, top: int | None = None) -> Assignment:
-        """Assign rows (n, input_dim) of any numeric dtype, which must be finite."""
-        top = top or self._top
-        columns = top if self.model.hard else self.model.clusters
-        tiles = Batch(0, self._features(rows), None).tiles(self._frame, columns, SOFT_TILE)
-        parts = [self._tile(z, top) for _, z in tiles]
-        return Assignment(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
-
-    def _features(self, rows: NDArray) -> Tensor:
-        x, features = as_tensor(rows), self.model.features
-        if features is None:
-            return x
-        if features.encoder is not None and not features.maps and x.dtype == torch.uint8 and not features.pixels:
-            raise InputError("pixels of 8 bits, where the model was fitted to other numbers; scale them alike")
-        z = features(x)
-        if not bool(z.isfinite().all()):
-            bad = int((~z.isfinite()).any(1).nonzero()[0])
-            raise InputError(
-                f"row {bad} of a batch: features that are not finite; is it of the scale of the fit's rows?"
-            )
-        return z
-
-    def _tile(self, z: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        best = self._index(z, top)
-        distance = torch.linalg.vector_norm(z - self.model.prototypes[best[:, 0]], dim=1)
-        if self._soft is None:
-            posteriors, entropy = torch.zeros(best.shape), torch.zeros(len(z))
-            posteriors[:, 0] = 1.0
-        else:
-            posterior = self._soft(z)
-            posteriors = posterior.exp_logits.gather(1, best) / posterior.normaliser[:, None]
-            entropy = posterior.entropy.clamp(min=0)
-        return best.to(torch.int32), posteriors, distance, entropy
 
 
 @dataclass(frozen=True)
@@ -237,9 +138,8 @@ def check_kept(table: ParquetTable, keep: Iterable[str], *, nearest: bool = Fals
 
 def assigner_of(task: AssignTask) -> Assigner:
     """The assigner of a run, which is the same wherever it is made; each of its searches takes one thread."""
-    return Assigner(
-        task.model, threads=1, top=task.top or 1, index=task.config.index, recall=task.config.recall, sample=task.sample
-    )
+    sample = None if task.sample is None else as_tensor(task.sample)
+    return task.model.assigner(index=task.config.index, recall=task.config.recall, sample=sample)
 
 
 def first_rows(table: ParquetTable) -> NDArray:
@@ -287,7 +187,8 @@ def _assigned(assigner: Assigner, task: AssignTask, each: Range, pool: ThreadPoo
         rows = columns.extract(batch, each.source, row, unit=task.table.unit).rows
         _check_dim(rows, task.model, each.source)
         return pa.RecordBatch.from_arrays(
-            [*(batch[name] for name in task.keep), *arrays_of(assigner(rows), task.top)], schema=schema
+            [*(batch[name] for name in task.keep), *arrays_of(assigner(as_tensor(rows), task.top or 1), task.top)],
+            schema=schema,
         )
 
     done: list[pa.RecordBatch] = []

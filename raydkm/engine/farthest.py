@@ -16,6 +16,7 @@ from raydkm.ops.hard import HardAssignment
 from raydkm.ops.keys import content_hashes
 from raydkm.ops.sample import Smallest
 from raydkm.ops.statistics import ROWS
+from raydkm.ops.workspace import Workspace
 
 
 def placed_at_farthest(objective: Objective, before: State, after: State, counts: Tensor, passes: Passes) -> State:
@@ -31,12 +32,12 @@ def placed_at_farthest(objective: Objective, before: State, after: State, counts
 def farthest_rows(objective: Objective, state: State, passes: Passes, count: int) -> Tensor:
     """Up to `count` different rows (m, d) of float64, in the frame, farthest first, in one pass."""
     frame, scores = objective.setting.frame, objective.scores(state)
-    assign, sketch = HardAssignment(scores, objective.setting.precision), Smallest(count)
+    assign, sketch, buffer = HardAssignment(scores, objective.setting.precision), Smallest(count), Workspace()
 
     def local(batch: Batch, into: Statistics) -> None:
         squares = torch.empty(len(batch), dtype=torch.float64)
-        for where, z in batch.tiles(frame, len(scores), HARD_TILE):
-            squares[where] = (z - scores.prototypes[assign(z)]).square().sum(1).double().cpu()
+        for where, tile in batch.row_tiles(frame, len(scores), HARD_TILE, buffer):
+            squares[where] = scores.costs.squared_distances(tile.x, assign(tile)).cpu()
         rows = batch.rows.cpu().numpy()
         # equally far rows are told apart by their contents, in the bits that float32 does not use
         apart = 1 + content_hashes(rows, None).astype(np.float64) * 2.0**-92
@@ -50,4 +51,4 @@ def farthest_rows(objective: Objective, state: State, passes: Passes, count: int
         return torch.empty(0, scores.prototypes.shape[1], dtype=torch.float64)
     keys, rows = (np.concatenate([part[column] for part in parts]) for column in (0, 3))
     _, places = np.unique(keys, return_index=True)
-    return frame(torch.from_numpy(rows[places[:count]])).double()
+    return frame.tile(torch.from_numpy(rows[places[:count]])).double()

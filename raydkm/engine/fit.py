@@ -33,10 +33,11 @@ from raydkm.objectives.logistic import LogisticObjective
 from raydkm.ops.approximate import EFFORTS
 from raydkm.ops.balance import Balance
 from raydkm.ops.batch import BATCH_ROWS
+from raydkm.ops.cost import Costs
 from raydkm.ops.frame import Frame
 from raydkm.ops.leading import SAMPLE_ROWS, Directions, worthwhile
 from raydkm.ops.moments import Extent, Moments
-from raydkm.ops.statistics import cluster_fields, hard_statistics
+from raydkm.ops.statistics import cluster_fields, distances_within, hard_statistics
 from raydkm.ops.temperature import (
     AUTO_FRACTION,
     AUTO_FRACTION_WITHIN,
@@ -129,7 +130,13 @@ def fit_rows(
         stored, (passes, extent) = passes, condensed(passes, look, config.metric)
         kind = OBJECTIVES[config.objective]
         logistic = issubclass(kind, LogisticObjective)
-        facts = measure(passes, extent, frame, covariance=config.has_temperature or kind.needs_covariance)
+        facts = measure(
+            passes,
+            extent,
+            frame,
+            covariance=config.has_temperature or kind.needs_covariance,
+            fine=extent.needs_fine(frame, look.sample_rows),
+        )
         critical = None
         if facts.covariance is not None:
             critical = 0.0 if _alike(extent, frame) else collapse_temperature(facts.covariance)
@@ -262,8 +269,8 @@ def _frame_amid_sample(look: Survey, metric: str) -> Frame:
         squares = (sample(part) - mean).square_()
         largest, total = torch.maximum(largest, squares.amax(0)), total + squares.sum(0)
     if bool((largest > SINGLE_ROW * total).any()):
-        return frame.centred_at(frame.normalise(look.sample_rows).median(0).values)
-    return frame.centred_at(mean)
+        mean = frame.normalise(look.sample_rows).median(0).values
+    return frame.centred_at(mean, look.sample_rows.dtype)
 
 
 def _check_scale(extent: Extent, frame: Frame) -> None:
@@ -350,16 +357,27 @@ def _assignment(
         if labels is not None:
             labels[first : first + len(tile)] = tile.cpu()
 
-    scores = goal.scores(state)
-    setting = goal.setting
-    local = hard_statistics(scores, frame, precision=setting.precision, directions=setting.directions, on_labels=keep)
-    fields = cluster_fields(len(scores), facts.rows, facts.max_weight, facts.bound, hard=True)
-    statistics = passes.sum(fields, local)
+    scores, setting, logistic = goal.scores(state), goal.setting, isinstance(goal, LogisticObjective)
+    zero = torch.zeros(len(scores), dtype=torch.float64)
+    local = hard_statistics(
+        scores,
+        frame,
+        precision=setting.precision,
+        directions=setting.directions,
+        about=None if logistic else scores.costs,
+        on_labels=keep,
+    )
+    fields = cluster_fields(len(scores), facts.bounds)
+    farthest = facts.bounds.within_clusters(float(scores.lengths.max()))[:1]
+    statistics = passes.sum(fields if logistic else (*fields, *farthest), local)
     counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
     means = sums / counts.clamp(min=1e-300)[:, None]
-    theta = means if isinstance(goal, LogisticObjective) else scores.prototypes.double().cpu()
-    inertia = facts.square - 2 * float((sums * theta).sum()) + float(counts @ theta.square().sum(1))
-    return max(0.0, inertia), counts, means
+    if not logistic:
+        return float(statistics["within"]), counts, means
+    about = Costs(means, zero, frame.shift, unit=frame.unit)
+    longest = float(torch.linalg.vector_norm(means, dim=1).max())
+    within = distances_within(scores, frame, about, precision=setting.precision)
+    return float(passes.sum(facts.bounds.within_clusters(longest), within)["within"]), counts, means
 
 
 class _Clock:

@@ -28,7 +28,7 @@ def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watc
         began = time.perf_counter()
         statistics, before = passes.sum(objective.fields(state), objective.e_step(state, last), last), state
         timing = passes.timing
-        state, terms = objective.update(before, statistics)
+        state, terms = objective.update(before, statistics, passes.sum, last)
         if terms.relocated and objective.setting.empty == "farthest":
             state = placed_at_farthest(objective, before, state, statistics["counts"].cpu(), passes)
         del statistics, before  # the next step needs the room

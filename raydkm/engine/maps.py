@@ -26,14 +26,15 @@ from raydkm.errors import InputError
 from raydkm.features.maps import FourierFeatures, KernelToLandmarks, Map, Projected, Scaled, Unit, chain
 from raydkm.features.spectra import discriminants, inverse_root, nystrom, principal, shrunk, whitening
 from raydkm.features.stages import Stage, dims_of
-from raydkm.ops.batch import BATCH_ROWS, HARD_TILE, Batch
+from raydkm.ops.batch import HARD_TILE, Batch
 from raydkm.ops.exact import Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.moments import TILE, Extent, Moments
 from raydkm.ops.scores import Scores
 from raydkm.ops.seeding import kmeans_plus_plus
-from raydkm.ops.statistics import ROWS, add_assigned, cluster_fields, weighted_field
+from raydkm.ops.statistics import ROWS, add_assigned, cluster_fields
+from raydkm.ops.workspace import Workspace
 
 T = TypeVar("T")
 Function = Callable[[Tensor], Tensor]
@@ -189,7 +190,7 @@ def _standardize(rows: _Rows) -> Scaled:
         into.add("rows", len(batch))
 
     fields = [
-        weighted_field(name, shape, extent.rows, extent.max_weight, of, at_once=BATCH_ROWS)
+        extent.bounds(frame).field(name, shape, of)
         for name, shape, of in (
             ("weight", (), 1.0),
             ("first", bound.shape, bound),
@@ -265,19 +266,18 @@ def _clusters(rows: _Rows, projection: Map, kmeans: FitConfig, start: np.ndarray
     source = _mapped(everyone, chain([everyone.function, project]), _left(tiers))
     clusters = fit_rows(source, everyone.comm, kmeans, threads=everyone.threads, device=everyone.device, start=start)
     state, projected = clusters.state, Frame("euclidean", clusters.shift)
-    scores = Scores.of(state.prototypes, state.log_s, 0.0, projected.dtype, everyone.device)
+    scores = Scores.of(state.prototypes, state.log_s, 0.0, projected, everyone.device)
     assign = HardAssignment(scores)
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        for where, y in replace(batch, rows=project(batch.rows)).tiles(projected, len(scores), HARD_TILE):
-            z = frame(batch.rows[where])
-            add_assigned(into, assign(y), z, weight[where], weighted=batch.weight is not None)
+        projections = replace(batch, rows=project(batch.rows))
+        for where, y in projections.row_tiles(projected, len(scores), HARD_TILE, Workspace()):
+            rows = frame.tile(batch.rows[where])
+            add_assigned(into, assign(y), rows, weight[where], weighted=batch.weight is not None)
         into.add("rows", len(batch))
 
-    extent = rows.extent
-    fields = cluster_fields(len(scores), extent.rows, extent.max_weight, extent.bound(frame), hard=True)
-    return rows.passes.sum(fields, local)
+    return rows.passes.sum(cluster_fields(len(scores), rows.extent.bounds(frame)), local)
 
 
 def _mapped(passes: Passes, function: Function, tiers: Tiers) -> RowSource:

@@ -69,7 +69,7 @@ class Running:
             frame=model.frame(),
             temperature=model.temperature,
             collapse_temperature=model.record["collapse_temperature"],
-            prototypes=model.prototypes.double(),
+            prototypes=model.prototypes,
             counts=model.counts,
             rows=model.record["rows"],
             steps=model.record["steps"],
@@ -118,14 +118,13 @@ def step(running: Running, passes: Passes, config: FitConfig) -> Running:
     """Move the prototypes towards the rows of one batch."""
     frame, device = running.frame, passes.device
     extent = reduce(or_, (Extent.of(batch, frame) for batch in passes.source.batches()))
-    scores = Scores.of(running.prototypes, torch.zeros_like(running.counts), running.temperature, frame.dtype, device)
+    scores = Scores.of(running.prototypes, torch.zeros_like(running.counts), running.temperature, frame, device)
     hard = OBJECTIVES[config.objective].hard
     if hard:
         local = hard_statistics(scores, frame, precision=config.precision)
     else:
         local = soft_statistics(scores, frame, bound=extent.bound(frame), precision=config.precision)
-    bound = extent.bound(frame)
-    found = passes.sum(cluster_fields(config.clusters, extent.rows, extent.max_weight, bound, hard=hard), local)
+    found = passes.sum(cluster_fields(config.clusters, extent.bounds(frame, fine=True)), local)
     given_now = found["counts"].cpu()
     counts = running.counts + given_now
     moves = found["sums"].cpu() - given_now[:, None] * running.prototypes
@@ -141,12 +140,12 @@ def step(running: Running, passes: Passes, config: FitConfig) -> Running:
 
 def _seeded(look: Survey, config: FitConfig, frame: Frame) -> Tensor:
     """The best of `n_init` seedings, by the weighted squares of the distances to them."""
-    z, weight = frame(look.sample_rows), look.sample_weight
+    rows, weight = frame.tile(look.sample_rows), look.sample_weight
 
     def squares(prototypes: Tensor) -> float:
-        scores = Scores.of(prototypes, torch.zeros(len(prototypes)), 0.0, frame.dtype, prototypes.device)
+        scores = Scores.of(prototypes, prototypes.new_zeros(len(prototypes)), 0.0, frame)
         nearest = HardAssignment(scores, config.precision)
-        parts = zip(z.split(1024), weight.split(1024), strict=True)
-        return sum(float(w @ (part - scores.prototypes[nearest(part)]).double().square().sum(1)) for part, w in parts)
+        parts = zip(rows.split(1024), weight.split(1024), strict=True)
+        return sum(float(w @ scores.costs.squared_distances(part.x, nearest(part))) for part, w in parts)
 
     return min(map(seedings(look, config, frame), range(config.n_init)), key=squares)

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import reduce
 from itertools import cycle
-from math import prod
 from operator import iadd
 from typing import Protocol, TypeVar
 
@@ -158,7 +157,7 @@ class Passes:
 
 def size_of_sums(fields: tuple[Field, ...]) -> int:
     """Bytes of the sums of some fields."""
-    return 8 * sum(prod(field.shape) for field in fields)
+    return 8 * sum(field.size for field in fields)
 
 
 def copies_of_sums(size: int, threads: int, *, few: bool = False) -> int:

@@ -17,7 +17,8 @@ import ray.exceptions
 from numpy.typing import NDArray
 
 from raydkm import errors
-from raydkm.engine.assign import Assigner, AssignTask, assign_range, assigner_of
+from raydkm.assigner import Assigner
+from raydkm.engine.assign import AssignTask, assign_range, assigner_of
 from raydkm.engine.manifest import Range
 from raydkm.engine.passes import thread_pool
 from raydkm.engine.ray_train import connect, cpus_each, cpus_of_nodes

@@ -18,12 +18,12 @@ def model_of(fitted: Fitted, config: FitConfig, made: FeatureConfig) -> Model:
     """What a fit of `config` to features `made` of the rows has found, as an artefact."""
     state = fitted.state
     logistic = issubclass(OBJECTIVES[config.objective], LogisticObjective)
-    own = (state.prototypes.float(), state.bias.float()) if logistic else (None, None)
+    own = (state.prototypes, state.bias) if logistic else (None, None)
     weights, bias = own if fitted.head is None else fitted.head
     return Model(
         config=config,
         temperature=fitted.temperature,
-        prototypes=(fitted.means if logistic else state.prototypes).float(),
+        prototypes=fitted.means if logistic else state.prototypes,
         weights=weights,
         bias=bias,
         shift=fitted.shift,

@@ -22,7 +22,7 @@ from raydkm.ops.keys import content_hashes, draw_keys
 from raydkm.ops.moments import Moments
 from raydkm.ops.sample import Smallest
 from raydkm.ops.seeding import keep_nearest, kmeans_plus_plus
-from raydkm.ops.statistics import ROWS, weighted_field
+from raydkm.ops.statistics import ROWS
 
 #: What a worker keeps of each of its rows: a squared distance (float32) and the number of a candidate (int32).
 BYTES_A_ROW = 8
@@ -96,8 +96,8 @@ class SeedingOfAll:
         """Move every row's distance on to the candidates added since the last pass."""
         new, first, facts = self.candidates[self._counted :], self._counted, self._facts
         square = 4 * facts.bound.square().sum()
-        potential = weighted_field("potential", (), facts.rows, facts.max_weight, square, at_once=BATCH_ROWS)
-        shares = weighted_field("owned", (len(self.candidates),), facts.rows, facts.max_weight, at_once=1)
+        potential = facts.bounds.field("potential", (), square, fine=True)
+        shares = facts.bounds.field("owned", (len(self.candidates),))
         fields = (potential, shares, ROWS) if owned else (potential, ROWS)
 
         def local(batch: Batch, into: Statistics) -> None:

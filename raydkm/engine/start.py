@@ -95,9 +95,10 @@ def seeded(
 
     weighted = None if bool((weight == weight[0]).all()) else weight
     alone = Passes(RowSource.of(look.sample_rows, weighted).to(passes.device), Solo(), passes.device)
-    heaviest = 1.0 if weighted is None else float(weight.max())
-    extent = replace(look.extent, rows=len(weight), max_weight=heaviest)
-    of_sample = objective(measure(alone, extent, frame, covariance=goal.needs_covariance))
+    heaviest, lightest = (1.0, 1.0) if weighted is None else (float(weight.max()), float(weight.min()))
+    extent = replace(look.extent, rows=len(weight), max_weight=heaviest, min_weight=lightest)
+    fine = extent.needs_fine(frame, look.sample_rows)
+    of_sample = objective(measure(alone, extent, frame, covariance=goal.needs_covariance, fine=fine))
 
     def restart(number: int) -> tuple[int, float, State]:
         state = adm(of_sample, drawn(number), alone, config.anneal + RESTART_STEPS, lambda *_: False)
@@ -116,8 +117,8 @@ def seeded(
 def within_temperature(passes: Passes, prototypes: Tensor, frame: Frame, facts: Moments, precision: str) -> float:
     """2 lambda_max(W) of the covariance W within the clusters of prototypes (K, d): above it they would not part."""
     assert facts.covariance is not None
-    scores = Scores.of(prototypes, prototypes.new_zeros(len(prototypes)), 0.0, frame.dtype, passes.device)
-    fields = cluster_fields(len(scores), facts.rows, facts.max_weight, facts.bound, hard=True)
+    scores = Scores.of(prototypes, prototypes.new_zeros(len(prototypes)), 0.0, frame, passes.device)
+    fields = cluster_fields(len(scores), facts.bounds)
     statistics = passes.sum(fields, hard_statistics(scores, frame, precision=precision))
     counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
     between = (sums / counts.clamp(min=1e-300)[:, None]).T @ sums / facts.weight - torch.outer(facts.mean, facts.mean)

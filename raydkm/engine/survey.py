@@ -100,11 +100,11 @@ class _Look:
     dtypes: set[str] = field(default_factory=set)
 
 
-def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool) -> Moments:
+def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool, fine: bool = False) -> Moments:
     """The moments of all rows in the frame: the second pass."""
     fields = moment_fields(extent, frame, covariance=covariance)
-    statistics = passes.sum(fields, moment_statistics(frame, covariance=covariance))
-    return moments(statistics, extent, frame, covariance=covariance)
+    statistics = passes.sum(fields, moment_statistics(frame, extent.max_weight, covariance=covariance))
+    return moments(statistics, extent, frame, covariance=covariance, fine=fine)
 
 
 def condensed(passes: Passes, look: Survey, metric: str) -> tuple[Passes, Extent]:

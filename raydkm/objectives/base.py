@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar
 
@@ -27,6 +28,10 @@ from raydkm.ops.statistics import Local
 BALANCE_TOLERANCE = 0.01
 
 
+#: Sums some fields over all rows.
+PassOver = Callable[[tuple[Field, ...], Local], Statistics]
+
+
 @dataclass(frozen=True)
 class State:
     """Everything that changes from step to step, in the coordinates of the frame.
@@ -44,7 +49,7 @@ class State:
     shares : Tensor (K,) of float64
         q_hat of the last step; equal before the first.
     objective : float
-        What the last step reached; infinite before the first.
+        What the last step reached, but for a constant of the data; infinite before the first.
     effort : int
         Of an approximate assignment: a level of `raydkm.ops.approximate.EFFORTS`, or the one after, which is exact.
     """
@@ -185,8 +190,14 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:
-        """M-step, balance sweep and repair, from the statistics of all rows."""
+    def update(
+        self, state: State, statistics: Statistics, passes: PassOver | None = None, last: LastPass | None = None
+    ) -> tuple[State, Terms]:
+        """M-step, balance sweep and repair, from the statistics of all rows.
+
+        Where these are too coarse for the objective's value, `passes` goes over the rows once more, of which `last` is
+        the last pass.
+        """
 
     def sweep(self, state: State, statistics: Statistics) -> tuple[State, float]:
         """The state with the scalings alone moved on, and the largest change of a log s_k."""

@@ -11,14 +11,26 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from raydkm.objectives.base import Objective, Setting, State, Terms
+from raydkm.objectives.base import Objective, PassOver, Setting, State, Terms
 from raydkm.ops import balance
 from raydkm.ops.approximate import EFFORTS, MISS_FIELDS, approximate_statistics
+from raydkm.ops.cost import Costs
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.health import change, duplicates
 from raydkm.ops.last import LastPass
 from raydkm.ops.scores import Scores
-from raydkm.ops.statistics import Local, cluster_fields, hard_statistics, soft_statistics
+from raydkm.ops.statistics import (
+    Local,
+    cluster_fields,
+    distances_within,
+    hard_statistics,
+    soft_distances_within,
+    soft_statistics,
+)
+
+#: The distortion is the second moment less that of the clusters' means. Where it is less than this part of the latter,
+#: too few digits are left, and it is summed from differences.
+CANCELLED = 2.0**-16
 
 #: Where shares are held to what is asked, prototypes wait while a scaling changes by more than this in a sweep, but not
 #: for longer than some steps. Else means that jump and scalings that lag behind drive each other in circles.
@@ -31,12 +43,15 @@ class DistanceObjective(Objective):
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
-        moments = setting.moments
-        self._fields = cluster_fields(setting.clusters, moments.rows, moments.max_weight, moments.bound, hard=self.hard)
+        self._fields = cluster_fields(setting.clusters, setting.moments.bounds)
 
     @abstractmethod
     def loss(self, distortion: float, entropy: float, imbalance: float, temperature: float) -> float:
-        """The objective, from mean distortion, mean posterior entropy and gamma KL(q_hat || u)."""
+        """The objective but for its constant, from mean distortion, mean posterior entropy and gamma KL(q_hat || u)."""
+
+    def constant(self, temperature: float) -> float:
+        """What the objective has besides the loss; it does not change with the targets or the prototypes."""
+        return 0.0
 
     @property
     def second_moment(self) -> float:
@@ -59,7 +74,7 @@ class DistanceObjective(Objective):
 
     def scores(self, state: State) -> Scores:
         temperature = self.temperature_at(state.step)
-        return Scores.of(state.prototypes, state.log_s, temperature, self.setting.frame.dtype, self.setting.device)
+        return Scores.of(state.prototypes, state.log_s, temperature, self.setting.frame, self.setting.device)
 
     @property
     def remembers(self) -> bool:
@@ -80,12 +95,18 @@ class DistanceObjective(Objective):
         bound, precision = self.setting.moments.bound, self.setting.precision
         return soft_statistics(self.scores(state), frame, bound=bound, precision=precision)
 
-    def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:
+    def update(
+        self, state: State, statistics: Statistics, passes: PassOver | None = None, last: LastPass | None = None
+    ) -> tuple[State, Terms]:
         setting, moments = self.setting, self.setting.moments
         counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
         alive = counts > 0
         means = sums.div_(counts.where(alive, torch.ones_like(counts))[:, None])
-        within = moments.square - float(counts @ torch.linalg.vector_norm(means, dim=1).square_())
+        lengths = torch.linalg.vector_norm(means, dim=1)
+        between = float(counts @ lengths.square())
+        within = moments.square - between
+        if passes is not None and within < CANCELLED * between and not self.approximates(state):
+            within = self._summed_within(state, means, float(lengths.max()), passes, last)
         entropy = float(statistics["entropy"]) / moments.weight
         empty, donors = self._relocation(counts)
         if setting.empty == "keep":
@@ -114,7 +135,7 @@ class DistanceObjective(Objective):
         objective = self.loss(distortion, entropy, self.balance.term(counts), temperature)
         settled = self._settled(state, objective, residual, shift=shift**2 <= setting.tol * moments.column_variance)
         terms = Terms(
-            objective=objective,
+            objective=objective + self.constant(temperature),
             distortion=distortion,
             cross_entropy=None,
             penalty=None,
@@ -133,6 +154,19 @@ class DistanceObjective(Objective):
         )
         shares = counts / moments.weight
         return State(state.step + 1, prototypes, state.bias, log_s, shares, objective, effort), terms
+
+    def _summed_within(
+        self, state: State, means: Tensor, farthest: float, passes: PassOver, last: LastPass | None
+    ) -> float:
+        """sum_i w_i sum_k q_ik ||u_i - mean_k||^2, from differences, with the targets of `state`; one more pass."""
+        setting, scores = self.setting, self.scores(state)
+        frame, zero = setting.frame, torch.zeros(len(means), dtype=torch.float64)
+        about = Costs(means, zero, frame.shift, unit=frame.unit)
+        if self.hard:
+            local = distances_within(scores, frame, about, precision=setting.precision, last=last)
+        else:
+            local = soft_distances_within(scores, frame, about)
+        return float(passes(setting.moments.bounds.within_clusters(farthest), local)["within"])
 
     def _relocation(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Empty clusters, and for each in turn the next largest cluster, beside whose prototype it is placed.

@@ -21,7 +21,7 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from raydkm.objectives.base import Objective, Setting, State, Terms
+from raydkm.objectives.base import Objective, PassOver, Setting, State, Terms
 from raydkm.ops import balance
 from raydkm.ops.balance import Balance
 from raydkm.ops.exact import Field, Statistics
@@ -83,17 +83,17 @@ class LogisticObjective(Objective):
 
     def scores(self, state: State) -> Scores:
         """The logits of p."""
-        dtype, device = self.setting.frame.dtype, self.setting.device
-        return Scores(state.prototypes.to(device, dtype), state.bias.to(device, dtype), OF_LOGITS)
+        return Scores.linear(state.prototypes, state.bias, OF_LOGITS, self.setting.frame, self.setting.device)
 
     def fields(self, state: State) -> tuple[Field, ...]:
-        moments = self.setting.moments
-        return logistic_fields(self.scores(state), moments.rows, moments.max_weight, moments.bound)
+        return logistic_fields(self.scores(state), self.setting.moments.bounds)
 
     def e_step(self, state: State, last: LastPass | None = None) -> Local:
         return logistic_statistics(self.scores(state), self.alpha, state.log_s, self.setting.frame)
 
-    def update(self, state: State, statistics: Statistics) -> tuple[State, Terms]:
+    def update(
+        self, state: State, statistics: Statistics, passes: PassOver | None = None, last: LastPass | None = None
+    ) -> tuple[State, Terms]:
         total = self.setting.moments.weight
         counts = statistics["counts"].cpu()
         entropy, cross = float(statistics["entropy"]) / total, float(statistics["cross_entropy"]) / total

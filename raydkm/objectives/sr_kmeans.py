@@ -12,4 +12,7 @@ from raydkm.objectives.distance import DistanceObjective
 
 class SRKMeans(DistanceObjective):
     def loss(self, distortion: float, entropy: float, imbalance: float, temperature: float) -> float:
-        return (distortion - self.second_moment) / temperature - entropy + imbalance
+        return distortion / temperature - entropy + imbalance
+
+    def constant(self, temperature: float) -> float:
+        return -self.second_moment / temperature

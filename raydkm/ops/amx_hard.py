@@ -16,11 +16,15 @@ FIT = 2**20
 
 
 @compiled
-def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, labels):  # type: ignore[no-untyped-def]
+def label_by_tiles(  # type: ignore[no-untyped-def]
+    x, shift, stored, rows, steps, seen, columns, of_columns, of_scores, costs, labels
+):
     """`raydkm.ops.candidates.decide` of some of the rows x (n, d) - shift (d,) in float32.
 
     Parameters
     ----------
+    stored : (n, d)
+        The same rows as they are stored, of float32 or float64.
     rows : (m,) of int64
         Those whose labels are written.
     steps : (float32, float)
@@ -30,13 +34,14 @@ def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, 
         in 8 bits.
     columns : (1, columns / 16, chunks, 16, 64) of int8
         As `raydkm.ops.amx.packed`.
-    of_columns, of_scores : tuple
+    of_columns, of_scores, costs : tuple
     labels : (n,) of int64
         Of all rows, those of the others as they are.
     """
     factor, left_of, norm_of = seen
     offset, which, lowest, unit, error = of_columns
-    theta, _, bias, rounding, _ = of_scores
+    theta, bias, rounding = of_scores
+    row, all_values = np.empty(x.shape[1]), np.empty(len(bias))
     at_once = FEW if columns.size <= FIT else MANY
     codes = aligned(at_once * columns.shape[2] * BYTES).reshape((1, at_once, columns.shape[2] * BYTES))
     codes[:] = 0
@@ -51,15 +56,15 @@ def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, 
         count = min(at_once, len(rows) - first)
         own, unknown = labels_of[:count], False
         for i in range(count):
-            row = rows[first + i]  # within the next loops it would be read for each number
-            own[i] = labels[row]
+            at = rows[first + i]  # within the next loops it would be read for each number
+            own[i] = labels[at]
             unknown |= own[i] < 0
             for j in range(x.shape[1]):
-                z[i, j] = x[row, j] - shift[j]
+                z[i, j] = x[at, j] - shift[j]
             if len(factor):
-                norm[i], left[i] = norm_of[row], left_of[row]
+                norm[i], left[i] = norm_of[at], left_of[at]
                 for j in range(factor.shape[1]):
-                    codes[0, i, j] = factor[row, j]
+                    codes[0, i, j] = factor[at, j]
         if not len(factor):
             quantise(z[:count], *steps, codes[0], norm, left)
         if unknown:
@@ -74,7 +79,8 @@ def label_by_tiles(x, shift, rows, steps, seen, columns, of_columns, of_scores, 
                 multiply_int8(codes, columns, b * BLOCK, scores[0], False)
             address = scores.ctypes.data + at * apart
             computed += look(address, along, b, own, offset, which, lowest, unit, z, theta, bias, known, some, value)
-        computed += end(own, len(which) == len(bias), of_scores, norm, z, known, some, value)
+        part = rows[first : first + count]
+        computed += end(own, costs, stored, part, row, all_values, known, some, value)
         for i in range(count):
             labels[rows[first + i]] = own[i]
             if first + at_once + i < len(rows):

@@ -30,7 +30,7 @@ from raydkm.ops.amx import (
     split,
     split_rows,
 )
-from raydkm.ops.frame import Shifted
+from raydkm.ops.frame import RowTile
 from raydkm.ops.kernels import compiled, compiled_in_order, rounded, soften
 from raydkm.ops.scores import Scores
 from raydkm.ops.soft import SoftAssignment
@@ -94,7 +94,7 @@ class SoftByTiles:
     def serves(logits: Scores) -> bool:
         return logits.bias.dtype == torch.float32 and logits.bias.device.type == "cpu" and available()
 
-    def __call__(self, tiles: Iterable[tuple[Shifted, Tensor]]) -> tuple[Tensor, Tensor, float]:
+    def __call__(self, tiles: Iterable[tuple[RowTile, Tensor]]) -> tuple[Tensor, Tensor, float]:
         """As those of `raydkm.ops.soft.SoftByProducts`; counts too are overwritten by the thread's next call."""
         (clusters, dim), bias = self._shape, self._bias
         chunks, lines, columns = self._columns.shape[2], -(-dim // ROWS) * 2, len(bias) // LINES
@@ -109,7 +109,7 @@ class SoftByTiles:
         written = [x.numpy() for x in (counts, sums, low, across, scores, targets)]
         entropy = 0.0
         for rows, weight in tiles:
-            x, shift = rows.less()
+            x, shift = rows.difference()
             read = [each.numpy() for each in (x, shift, weight, self._columns, bias)]
             entropy += sum_by_tiles(*read, *written, BITS_LEFT[self._summed])
         return counts[:clusters], sums[:dim, :clusters].T, entropy

@@ -121,12 +121,12 @@ def approximate_statistics(scores: Scores, frame: Frame, part: float, rows: int,
     every = BATCH_ROWS // min(MOST_OF_A_BATCH, max(1, SAMPLED_ROWS * BATCH_ROWS // rows))
 
     def local(batch: Batch, into: Statistics) -> None:
-        z, weight = frame(batch.rows), batch.weights()
-        labels = assign(z)
-        sampled = z[::every]
+        rows, weight = frame.tile(batch.rows), batch.weights()
+        labels = assign(rows.z)
+        sampled = frame.tile(batch.rows[::every])
         into.add("sampled", len(sampled))
         into.add("missed", (exact(sampled) != labels[::every]).sum())
-        add_assigned(into, labels, z, weight, weighted=batch.weight is not None)
+        add_assigned(into, labels, rows, weight, weighted=batch.weight is not None)
         into.add("rows", len(batch))
 
     return local

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raydkm.ops.frame import Frame, Shifted
+from raydkm.ops.frame import Frame, RowTile
 from raydkm.ops.workspace import Workspace
 
 #: Rows in a canonical batch. Results depend on this number (in the last bits), so it is not a setting.
@@ -63,11 +63,11 @@ class Batch:
             rows = self.rows[where]
             yield where, frame(rows, None if buffer is None else buffer("tile", rows.shape, rows, frame.dtype))
 
-    def shifted(self, frame: Frame, columns: int, numbers: int, buffer: Workspace) -> Iterator[tuple[slice, Shifted]]:
-        """The same with a buffer, of rows that may be computed as they are read."""
+    def row_tiles(self, frame: Frame, columns: int, numbers: int, buffer: Workspace) -> Iterator[tuple[slice, RowTile]]:
+        """The same as tiles that keep the stored rows and compute z when it is asked for, in the buffer."""
         for where in self._ranges(columns, numbers):
             rows = self.rows[where]
-            yield where, frame.shifted(rows, buffer("tile", rows.shape, rows, frame.dtype))
+            yield where, frame.tile(rows, buffer("tile", rows.shape, rows, frame.dtype))
 
     def _ranges(self, columns: int, numbers: int) -> Iterator[slice]:
         size = max(128, numbers // max(columns, self.rows.shape[1]) // 64 * 64)

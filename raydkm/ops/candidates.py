@@ -1,8 +1,9 @@
 """The prototypes whose score may be the highest of a row, by bounds of all scores, and which of them it is.
 
 A row begins at some prototype, whose score is computed in float32. Candidates are those whose bound reaches that score,
-or that of a better candidate before them; those whose float32 scores do not tell them apart are scored in float64. What
-is known of rows is kept, so that bounds may be looked at block by block of the columns, as they are computed.
+or that of a better candidate before them; those whose float32 scores do not tell them apart are decided by their costs
+in float64 (`raydkm.ops.cost`). What is known of rows is kept, so that bounds may be looked at block by block of the
+columns, as they are computed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from raydkm.ops.cost import first_of_least, read_row
 from raydkm.ops.kernels import compiled, intrinsic
 
 #: Columns of scores are a multiple of this.
@@ -18,9 +20,6 @@ BLOCK = 64
 
 #: Prototypes of a row that float32 does not tell apart; a row with more is decided among all of them.
 MOST = 64
-
-#: Below all scores.
-LEAST = -1e300
 
 #: What is known of a row while its candidates are looked for: the highest score; scores that are nearer than this are
 #: not told apart; by how much more bounds may be off; what a bound has to reach; and how many prototypes are near.
@@ -37,29 +36,6 @@ def _product(z, i, theta, k):  # type: ignore[no-untyped-def]
     for j in range(z.shape[1]):
         total += z[i, j] * theta[k, j]
     return total
-
-
-@compiled
-def _exact_product(z, i, theta, k):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for j in range(z.shape[1]):
-        total += np.float64(z[i, j]) * np.float64(theta[k, j])
-    return total
-
-
-@compiled
-def _first_of_best(z, i, norm, of_scores, some, count):  # type: ignore[no-untyped-def]
-    """The first of `some` prototypes whose float64 score is the highest, to within what tells scores apart."""
-    theta, size, bias, _, tie = of_scores
-    best, scale, first = LEAST, 0.0, len(bias)
-    for t in range(count):
-        score = _exact_product(z, i, theta, some[t]) + bias[some[t]]
-        if score > best:
-            best, scale = score, norm * size[some[t]] + abs(bias[some[t]])
-    for t in range(count):
-        if some[t] < first and _exact_product(z, i, theta, some[t]) + bias[some[t]] >= best - tie * scale:
-            first = some[t]
-    return min(first, len(bias) - 1)  # of scores that are not finite none is the best
 
 
 @intrinsic
@@ -138,7 +114,7 @@ def begin(  # type: ignore[no-untyped-def]
 ):
     """Score the prototypes that rows begin at, their labels."""
     for i in range(len(labels)):
-        near = 2.0 * (rounding[0] * norm[i] + rounding[1])
+        near = 2.0 * (rounding[0] * norm[i] + rounding[1]) + rounding[2] * np.float64(norm[i]) * norm[i]
         off = near + error[0] * left[i] + error[1] * norm[i] + error[2]
         score = _product(z, i, theta, labels[i]) + bias[labels[i]]
         row = known[i]
@@ -179,13 +155,18 @@ def look(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def end(labels, everyone, of_scores, norm, z, known, some, value):  # type: ignore[no-untyped-def]
-    """Write the labels of rows, by columns of everyone or of some prototypes; return how many scores this took."""
-    clusters, computed = len(of_scores[2]), 0
+def end(labels, costs, x, rows, row, all_values, known, some, value):  # type: ignore[no-untyped-def]
+    """Write the labels of rows; return how many costs this took.
+
+    Costs are of x[rows[i]], as they are stored; row (d,) and all_values (K,) of float64 are written to.
+    """
+    theta, offset, shift, unit, linear = costs
+    computed, nobody = 0, np.empty(0, np.int64)
     for i in range(len(labels)):
         if known[i].count > MOST:
-            labels[i] = _first_of_best(z, i, norm[i], of_scores, np.arange(clusters), clusters)
-            computed += clusters
+            read_row(x, rows[i], shift, unit, linear, row)
+            labels[i] = first_of_least(row, nobody, len(offset), theta, offset, shift, linear, all_values)
+            computed += len(offset)
             continue
         nearest, least = 0, known[i].best - known[i].near
         for t in range(known[i].count):
@@ -194,15 +175,14 @@ def end(labels, everyone, of_scores, norm, z, known, some, value):  # type: igno
                 nearest += 1
         if nearest == 1:
             labels[i] = some[i, 0]
-        elif not everyone and some[i, 0] == labels[i]:  # which stands for others too
-            labels[i] = -1
         else:
-            labels[i] = _first_of_best(z, i, norm[i], of_scores, some[i], nearest)
+            read_row(x, rows[i], shift, unit, linear, row)
+            labels[i] = first_of_least(row, some[i], nearest, theta, offset, shift, linear, all_values)
     return computed
 
 
 @compiled
-def decide(approximate, of_columns, of_scores, left, norm, z, labels):  # type: ignore[no-untyped-def]
+def decide(approximate, of_columns, of_scores, costs, left, norm, z, x, rows, labels):  # type: ignore[no-untyped-def]
     """Write the labels of rows: see `raydkm.ops.hard`; return how many scores were computed again.
 
     Parameters
@@ -213,34 +193,37 @@ def decide(approximate, of_columns, of_scores, left, norm, z, labels):  # type: 
         score is above unit (approximate + offset) + error[0] left + error[1] norm + error[2]; and after the first the
         prototypes of the columns (at most columns,) of int64: other columns are below all.
     of_scores : tuple
-        Prototypes (K, d), their lengths (K,) of float64 and biases (K,); (float, float), of which the first times a
-        row's length and the second are at most the error of a float32 score; and the part of norm size + |bias|
-        within which scores tie.
+        Prototypes (K, d) and biases (K,), both float32; and three numbers: the first times a row's length and the
+        second are at most the error of a float32 score, the third times its squared length that of a cost's order.
+    costs : tuple
+        `raydkm.ops.cost.Costs.arrays`.
     left, norm : (m,)
         Of the rows: what the screen's precision leaves of them, and their length or a bit more.
     z : (m, d)
+    x : (n, d)
+        Rows as they are stored, of which z are those in `rows` (m,).
     labels : (m,) of int64
         Where rows begin, or -1 for the prototype of the highest bound. If columns are not of all prototypes, a label
-        stands for the others: none of them has a higher score. Where float32 does not tell a column's score from the
-        label's, it becomes -1.
+        stands for the others: it comes before all of them.
     """
     offset, which, lowest, unit, error = of_columns
-    theta, _, bias, rounding, _ = of_scores
+    theta, bias, rounding = of_scores
     blocks, along, apart = len(offset) // BLOCK, len(offset) * offset.itemsize, BLOCK * offset.itemsize
     highest, computed = np.empty((ROWS, blocks), offset.dtype), len(labels)
     known, some, value = np.empty(ROWS, KNOWN), np.empty((ROWS, MOST), np.int64), np.empty((ROWS, MOST), np.float32)
+    row, all_values = np.empty(x.shape[1]), np.empty(len(bias))
     for first in range(0, len(labels), ROWS):
         part = slice(first, first + ROWS)
-        own, rows, length = labels[part], z[part], norm[part]
+        own, tile, length = labels[part], z[part], norm[part]
         address = approximate.ctypes.data + first * along
         if own.min() < 0:
             for b in range(blocks):
                 of_block = approximate[part, b * BLOCK : b * BLOCK + BLOCK]
                 highest_of_block(of_block, offset, b, highest[: len(own), b])
             begin_at_highest(address, along, apart, highest, offset, which, own)
-        begin(own, left[part], length, rows, theta, bias, rounding, unit, error, lowest, offset, known, some, value)
+        begin(own, left[part], length, tile, theta, bias, rounding, unit, error, lowest, offset, known, some, value)
         for b in range(blocks):
             at = address + b * apart
-            computed += look(at, along, b, own, offset, which, lowest, unit, rows, theta, bias, known, some, value)
-        computed += end(own, len(which) == len(bias), of_scores, length, rows, known, some, value)
+            computed += look(at, along, b, own, offset, which, lowest, unit, tile, theta, bias, known, some, value)
+        computed += end(own, costs, x, rows[part], row, all_values, known, some, value)
     return computed

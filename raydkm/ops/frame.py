@@ -13,34 +13,73 @@ from raydkm.ops.kernels import normalise
 
 
 @dataclass(frozen=True)
-class Shifted:
-    """Rows z = x - shift, for loops that subtract as they read.
+class RowTile:
+    """A tile of rows: as they are stored, and in the coordinates of a frame.
 
     Parameters
     ----------
     x : Tensor (n, d)
-    shift : Tensor (d,), optional
-        Of the dtype of `x`, where x is not z already.
+        Stored rows, contiguous, of float32 or float64.
+    frame : Frame
     into : Tensor (n, d), optional
-        What z is written to, should it be asked for.
+        Memory for `z`.
     """
 
     x: Tensor
-    shift: Tensor | None = None
+    frame: Frame
     into: Tensor | None = None
 
-    def less(self) -> tuple[Tensor, Tensor]:
-        """x and the shift, zeros where there is none."""
-        return self.x, self.x.new_zeros(self.x.shape[1]) if self.shift is None else self.shift
+    @classmethod
+    def at_origin(cls, z: Tensor) -> RowTile:
+        """Rows (n, d) that are in their frame's coordinates already."""
+        return cls(z.contiguous(), Frame.identity("euclidean", z.shape[1], z.dtype))
 
-    def split(self, rows: int) -> Iterator[Shifted]:
-        """So many at a time, in the same memory where z is asked for."""
-        for x in self.x.split(rows):
-            yield Shifted(x, self.shift, None if self.into is None else self.into[: len(x)])
+    def __len__(self) -> int:
+        return len(self.x)
 
     @cached_property
     def z(self) -> Tensor:
-        return self.x if self.shift is None else torch.sub(self.x, self.shift, out=self.into)
+        """Rows (n, d) in the frame, of the frame's dtype."""
+        return self.frame(self.x, self.into)
+
+    @property
+    def read_as_stored(self) -> bool:
+        """Whether z is the difference x - shift in float32, which compiled loops take as they read."""
+        frame = self.frame
+        cpu = self.x.device.type == "cpu"
+        return cpu and frame.metric == "euclidean" and frame.dtype == self.x.dtype == torch.float32 and frame.is_single
+
+    def difference(self) -> tuple[Tensor, Tensor]:
+        """Float32 numbers (n, d) and (d,) whose difference is z: the stored rows and the shift, or z and zeros."""
+        if self.read_as_stored:
+            return self.x, self.frame.single
+        return self.z, self.z.new_zeros(self.z.shape[1])
+
+    @cached_property
+    def addends(self) -> tuple[Tensor, Tensor | None]:
+        """What sums of rows add up: numbers (n, d) and, if it is to be subtracted in float64, the shift (d,).
+
+        Of cosine rows they are as precise as the stored rows are.
+        """
+        if self.frame.metric == "euclidean":
+            return self.x, self.frame.shift.to(self.x.device)
+        if self.x.dtype == torch.float64:
+            return replace(self.frame, dtype=torch.float64)(self.x), None
+        return self.z, None
+
+    def double(self) -> Tensor:
+        """The addends (n, d) in float64."""
+        numbers, shift = self.addends
+        return numbers.double() if shift is None else numbers.double() - shift
+
+    def split(self, rows: int) -> Iterator[RowTile]:
+        """Tiles of up to `rows` rows, which share the memory for `z`."""
+        for x in self.x.split(rows):
+            yield replace(self, x=x, into=None if self.into is None else self.into[: len(x)])
+
+    def some(self, index: Tensor) -> RowTile:
+        """Those of the rows whose positions (m,) are given."""
+        return RowTile(self.x[index], self.frame)
 
 
 @dataclass(frozen=True)
@@ -54,7 +93,7 @@ class Frame:
     ----------
     metric : {"euclidean", "cosine"}
         With cosine, rows are scaled to unit length.
-    shift : Tensor (d,) of float64, holding float32 values
+    shift : Tensor (d,) of float64
         The origin, in normalised coordinates.
     dtype : torch.dtype
         Of z: float32, or float64 for reference computations.
@@ -68,12 +107,17 @@ class Frame:
     def identity(cls, metric: str, dim: int, dtype: torch.dtype = torch.float32) -> Frame:
         return cls(metric, torch.zeros(dim, dtype=torch.float64), dtype)
 
+    @property
+    def unit(self) -> bool:
+        """Whether rows are scaled to unit length."""
+        return self.metric == "cosine"
+
     def normalise(self, x: Tensor) -> Tensor:
         """Rows as float32 (float64 where `x` is), of unit length if the metric is cosine."""
         x = x.to(torch.float64 if x.dtype == torch.float64 or self.dtype == torch.float64 else torch.float32)
-        if self.metric == "cosine" and x.dtype == torch.float32 and x.device.type == "cpu":
-            return self._on_sphere_less(x, torch.zeros(x.shape[1]), torch.empty(x.shape))
-        if self.metric == "cosine":
+        if self.unit and x.dtype == torch.float32 and x.device.type == "cpu":
+            return _normalised(x, torch.zeros(x.shape[1], dtype=torch.float64), torch.empty(x.shape))
+        if self.unit:
             norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
             x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)  # features may be zero, which rows may not
         return x
@@ -81,37 +125,31 @@ class Frame:
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """(n, d) of any numeric dtype → z (n, d) of `self.dtype`, in `out` if that is given."""
         native = self.dtype == torch.float32 and x.dtype != torch.float64 and x.device.type == "cpu"
-        if native and (out is not None or self.metric == "cosine"):  # and nothing is held between
+        if native and (out is not None or self.unit) and (self.unit or self.is_single):  # and nothing is held between
             out = torch.empty(x.shape) if out is None else out
             x = x if x.dtype == torch.float32 else out.copy_(x)
-            if self.metric == "cosine":
-                return self._on_sphere_less(x, self._single, out)
-            return torch.sub(x, self._single, out=out)
+            return _normalised(x, self.shift, out) if self.unit else torch.sub(x, self.single, out=out)
         normal = self.normalise(x)
-        if out is None or normal.dtype != self.dtype:
-            shift = self._shift_of(normal)
-            z = (normal.sub(shift) if normal is x else normal.sub_(shift)).to(self.dtype)
-            return z if out is None else out.copy_(z)
-        return torch.sub(normal, self._shift_of(normal), out=out)
+        if normal.dtype == torch.float32 and self.is_single:
+            z = torch.sub(normal, self.single.to(x.device))
+        else:
+            z = (normal.double() - self.shift.to(x.device)).to(self.dtype)
+        return z.to(self.dtype) if out is None else out.copy_(z)
 
-    def shifted(self, x: Tensor, out: Tensor) -> Shifted:
-        """(n, d) of any numeric dtype → z, computed as late as may be, and in `out`."""
-        if self.metric == "euclidean" and self.dtype == x.dtype == torch.float32 and x.device.type == "cpu":
-            _check_columns(x, self._single)
-            return Shifted(x.contiguous(), self._single, out)
-        return Shifted(self(x, out))
-
-    @staticmethod
-    def _on_sphere_less(x: Tensor, shift: Tensor, out: Tensor) -> Tensor:
-        _check_columns(x, shift)
-        normalise(x.contiguous().numpy(), shift.numpy(), out.numpy())
-        return out
-
-    def _shift_of(self, x: Tensor) -> Tensor:
-        return self._single if x.dtype == torch.float32 and x.device.type == "cpu" else self.shift.to(x)
+    def tile(self, x: Tensor, out: Tensor | None = None) -> RowTile:
+        """Rows (n, d) of any numeric dtype as a tile, whose z is computed when it is asked for, in `out`."""
+        _check_columns(x, self.shift)
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        return RowTile(x.contiguous(), self, out)
 
     @cached_property
-    def _single(self) -> Tensor:
+    def is_single(self) -> bool:
+        """Whether float32 holds the shift."""
+        return torch.equal(self.single.double(), self.shift)
+
+    @cached_property
+    def single(self) -> Tensor:
+        """The shift in float32."""
         return self.shift.float()
 
     def on_sphere(self, z: Tensor) -> Tensor:
@@ -119,8 +157,16 @@ class Frame:
         shift = self.shift.to(z)
         return torch.nn.functional.normalize(z + shift, dim=1) - shift
 
-    def centred_at(self, origin: Tensor) -> Frame:
-        return replace(self, shift=origin.to(torch.float32).to(torch.float64))
+    def centred_at(self, origin: Tensor, rows: torch.dtype = torch.float32) -> Frame:
+        """The same at another origin (d,), rounded to float32 unless rows of this dtype are finer than that."""
+        exact = origin.to(torch.float64)
+        return replace(self, shift=exact if rows == torch.float64 else exact.float().double())
+
+
+def _normalised(x: Tensor, shift: Tensor, out: Tensor) -> Tensor:
+    _check_columns(x, shift)
+    normalise(x.contiguous().numpy(), shift.numpy(), out.numpy())
+    return out
 
 
 def _check_columns(x: Tensor, shift: Tensor) -> None:

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from raydkm.ops.batch import Batch
+from raydkm.ops.batch import BATCH_ROWS, Batch
+from raydkm.ops.cost import Costs
 from raydkm.ops.exact import Statistics
-from raydkm.ops.frame import Frame
+from raydkm.ops.frame import Frame, RowTile
 from raydkm.ops.scores import Scores
+from raydkm.ops.soft import ExactSums, SoftAssignment
 
 if TYPE_CHECKING:
     from raydkm.ops.statistics import Local
@@ -34,7 +36,11 @@ def serves(scores: Scores) -> bool:
 
 
 def fused_hard_statistics(
-    scores: Scores, frame: Frame, *, on_labels: Callable[[int, Tensor], None] | None = None
+    scores: Scores,
+    frame: Frame,
+    *,
+    about: Costs | None = None,
+    on_labels: Callable[[int, Tensor], None] | None = None,
 ) -> Local:
     """n and S for hard labels, S rounded row by row."""
     from raydkm.ops.statistics import add_assigned  # which imports this module
@@ -47,9 +53,11 @@ def fused_hard_statistics(
         weight = batch.weights()
         for start in range(0, len(batch), at_once):
             where = slice(start, start + at_once)
-            z = frame(batch.rows[where])
-            labels = assign(z)
-            add_assigned(into, labels, z, weight[where], weighted=batch.weight is not None)
+            rows = frame.tile(batch.rows[where])
+            labels = assign(rows)
+            add_assigned(into, labels, rows, weight[where], weighted=batch.weight is not None)
+            if about is not None:
+                into.add_each("within", about.squared_distances(rows.x, labels).mul_(weight[where]))
             if on_labels is not None:
                 on_labels(batch.first + start, labels)
         into.add("rows", len(batch))
@@ -57,8 +65,13 @@ def fused_hard_statistics(
     return local
 
 
-def fused_soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: bool) -> Local:
-    """n, S and H for posteriors, rounded by canonical batch; a batch begins where a canonical one does."""
+def fused_soft_statistics(
+    scores: Scores, frame: Frame, assign: SoftAssignment | None, *, low_precision_sums: bool
+) -> Local:
+    """n, S and H for posteriors, rounded by canonical batch; a batch begins where a canonical one does.
+
+    With `assign`, its doubtful rows have exact posteriors.
+    """
     from raydkm.ops.triton_soft import FusedSoft
 
     soft = FusedSoft(scores, low_precision_sums=low_precision_sums)
@@ -67,10 +80,26 @@ def fused_soft_statistics(scores: Scores, frame: Frame, *, low_precision_sums: b
         weight = batch.weights()
         for start in range(0, len(batch), soft.at_once):
             where = slice(start, start + soft.at_once)
-            for counts, sums, entropy in zip(*soft(frame(batch.rows[where]), weight[where]), strict=True):
-                into.add("counts", counts)
-                into.add("sums", sums)
-                into.add("entropy", entropy)
+            rows, own = frame.tile(batch.rows[where]), weight[where]
+            if assign is not None:
+                parts = zip(rows.split(BATCH_ROWS), own.split(BATCH_ROWS), strict=True)
+                own = torch.cat([_without_doubtful(assign, *part, into) for part in parts])
+            for sums in zip(*soft(rows.z, own), strict=True):
+                _add(into, *sums)
         into.add("rows", len(batch))
 
     return local
+
+
+def _without_doubtful(assign: SoftAssignment, rows: RowTile, weight: Tensor, into: Statistics) -> Tensor:
+    """The weights of a canonical batch's rows, zero of doubtful ones, which are added."""
+    exact = ExactSums(assign.costs, assign.temperature, weight.device)
+    [(_, weight)] = exact.without_doubtful(assign, [(rows, weight)])
+    _add(into, exact.counts, exact.sums, exact.entropy)
+    return weight
+
+
+def _add(into: Statistics, counts: Tensor, sums: Tensor, entropy: Tensor | float) -> None:
+    into.add("counts", counts)
+    into.add("sums", sums)
+    into.add("entropy", entropy)

@@ -1,10 +1,9 @@
-"""Hard assignment: the prototype of the highest score, exactly, at low-precision speed.
+"""Hard assignment: the prototype of the least cost, exactly, at low-precision speed.
 
 A screen (`raydkm.ops.screen`) bounds all scores of a row. One prototype is scored in float32, that of the row's label
-in the last pass or else that of the highest bound; then those whose bounds reach what has been found, and those that
-float32 does not tell apart in float64 (`raydkm.ops.candidates`). So labels do not depend on the screen, on the
-processor or on how a product is computed: a row's label is the first of the prototypes whose score in float64 is the
-highest, to within `TIE` of the scale of that score.
+in the last pass or else that of the highest bound; then those whose bounds reach what has been found. Those that
+float32 does not tell apart are decided by their costs in float64 (`raydkm.ops.candidates`, `raydkm.ops.cost`). So
+labels do not depend on the screen, on the processor or on how a product is computed.
 
 Where leading directions of the rows are given, the screen is of as few of them as pays (`raydkm.ops.leading`). Rows
 whose label of the last pass is known, and whose prototype has not moved since, are compared with those alone that have
@@ -25,7 +24,7 @@ from raydkm.ops import amx
 from raydkm.ops.amx_hard import label_by_tiles
 from raydkm.ops.batch import HARD_TILE
 from raydkm.ops.candidates import decide
-from raydkm.ops.frame import Shifted
+from raydkm.ops.frame import RowTile
 from raydkm.ops.last import LastPass, Tile
 from raydkm.ops.leading import Directions, Leading, widths
 from raydkm.ops.rates import fastest_screen, screen_rate
@@ -42,12 +41,6 @@ from raydkm.ops.screen import (
     longest,
     rounding,
 )
-
-#: Scores nearer to each other than this, relative to the scale of the highest, tie.
-TIE = 2.0**-44
-
-#: Scores that are computed again at a time, in tensor operations.
-AT_ONCE = 2**20
 
 #: Numbers of the rows of a tile whose scores are not written; loops over many rows have less to do between them.
 ROWS_OF_TILE = 2**22
@@ -128,20 +121,26 @@ class HardAssignment:
         clusters, dim = self._scores.prototypes.shape
         return max(clusters, dim) * (ROWS_OF_TILE // dim) if self._in_one_loop else HARD_TILE
 
-    def __call__(self, rows: Tensor | Shifted, tile: Tile | None = None) -> Tensor:
-        """Labels (n,) int64 of rows z (n, d), of which something may be known from the last pass."""
-        rows = Shifted(rows.contiguous()) if isinstance(rows, Tensor) else rows
+    def __call__(self, rows: Tensor | RowTile, tile: Tile | None = None) -> Tensor:
+        """Labels (n,) int64 of rows, of which something may be known from the last pass.
+
+        A tensor z (n, d) will do where the frame's origin is that of the data.
+        """
+        if isinstance(rows, Tensor):
+            if bool(self._scores.costs.shift.any()):
+                raise TypeError("costs are of rows as they are stored: give a RowTile")
+            rows = RowTile.at_origin(rows)
         with self._lock:
             chosen = self._chosen = self._chosen or self._first_choice(rows)
         if not self._native:
-            return self._decide(chosen, rows.z)
-        labels = torch.full((len(rows.x),), -1) if tile is None else tile.labels.long()
+            return self._decide(chosen, rows)
+        labels = torch.full((len(rows),), -1) if tile is None else tile.labels.long()
         seen, computed = self._seen(chosen.screen, rows, tile), 0
         if tile is not None and chosen.moved is not None and self._has_moved is not None:
             stay = (labels >= 0).logical_and_(self._has_moved[labels].logical_not_())
             if len(chosen.moved.which):
                 computed += self._settle(chosen.screen, seen, stay.nonzero()[:, 0], chosen.moved, rows, labels)
-            rest = stay.logical_not_().logical_or_(labels < 0).nonzero()[:, 0]
+            rest = stay.logical_not_().nonzero()[:, 0]
         else:
             rest = torch.arange(len(labels))
         computed += self._settle(chosen.screen, seen, rest, chosen.all, rows, labels)
@@ -153,7 +152,7 @@ class HardAssignment:
                     self._chosen = self._with_columns(finer(self._scores, next(rows.split(LIKE)).z))
         return labels
 
-    def _first_choice(self, rows: Shifted) -> _Chosen:
+    def _first_choice(self, rows: RowTile) -> _Chosen:
         kind = SCREENS[self._precision]
         if self._directions is None:
             return self._with_columns(kind(self._scores, next(rows.split(LIKE)).z))
@@ -197,7 +196,7 @@ class HardAssignment:
                 chosen, least = leading, time
         return chosen
 
-    def _seen(self, screen: Screen, rows: Shifted, tile: Tile | None) -> Rows:
+    def _seen(self, screen: Screen, rows: RowTile, tile: Tile | None) -> Rows:
         """What is multiplied of rows; none of them where the loop over them sees to it."""
         if screen.leading is None:
             return NOTHING if screen.tiled else screen.rows(rows.z)
@@ -209,49 +208,59 @@ class HardAssignment:
         return seen
 
     def _settle(
-        self, screen: Screen, seen: Rows, index: Tensor, columns: Columns, rows: Shifted, labels: Tensor
+        self, screen: Screen, seen: Rows, index: Tensor, columns: Columns, rows: RowTile, labels: Tensor
     ) -> int:
         """Write the labels of some rows (m,); return how many scores were computed again."""
         if not len(index):
             return 0
         bias = columns.bias
         of_columns = (bias.numpy(), columns.which.numpy(), lowest(bias.dtype), screen.unit, screen.error)
+        of_scores, costs, x = self._of_scores, self._scores.costs.arrays, rows.x.numpy()
         if screen.tiled:
-            x, shift = (part.numpy() for part in rows.less())
+            minuend, shift = (part.numpy() for part in rows.difference())
             steps, of_rows = (np.float32(screen.step), screen.usual), tuple(part.numpy() for part in seen)
-            rest = (columns.factor.numpy(), of_columns, self._of_scores, labels.numpy())
-            return int(label_by_tiles(x, shift, index.numpy(), steps, of_rows, *rest))
+            rest = (columns.factor.numpy(), of_columns, of_scores, costs, labels.numpy())
+            return int(label_by_tiles(minuend, shift, x, index.numpy(), steps, of_rows, *rest))
         computed = 0
         for some in index.split(max(128, HARD_TILE // len(bias))):  # of written scores
-            part, z = (seen, rows.z) if len(some) == len(rows.x) else (seen.some(some), rows.z[some])
+            part, z = (seen, rows.z) if len(some) == len(rows) else (seen.some(some), rows.z[some])
             of_rows, own = (part.left.numpy(), part.norm.numpy(), z.numpy()), labels[some]
             found = screen(part, columns).approximate.numpy()
-            computed += int(decide(found, of_columns, self._of_scores, *of_rows, own.numpy()))
+            computed += int(decide(found, of_columns, of_scores, costs, *of_rows, x, some.numpy(), own.numpy()))
             labels[some] = own
         return computed
 
     @cached_property
     def _of_scores(self) -> tuple[Any, ...]:
         """What `decide` asks of scores."""
-        scores = self._scores
-        arrays = (x.numpy() for x in (scores.prototypes, scores.lengths, scores.bias))
-        return *arrays, self._rounding, TIE
+        return self._scores.prototypes.numpy(), self._scores.bias.numpy(), self._rounding
 
-    def _decide(self, chosen: _Chosen, z: Tensor) -> Tensor:
-        """The same by tensor operations: float64 scores of the rows whose best two lie within the error."""
-        scores = self._scores
-        found = chosen.screen(chosen.screen.rows(z), chosen.all)
+    def scored(self, rows: RowTile) -> tuple[Tensor, Tensor]:
+        """Labels (n,) int64, and the float32 scores (n, K) of all prototypes, from one product.
+
+        The scores are overwritten by the thread's next call.
+        """
+        screen = FullScreen(self._scores, rows.z)
+        columns = screen.columns(torch.arange(len(self._scores)))
+        seen = screen.rows(rows.z)
+        found = screen(seen, columns).approximate
+        of_columns = (columns.bias.numpy(), columns.which.numpy(), lowest(found.dtype), screen.unit, screen.error)
+        labels = torch.full((len(rows),), -1)
+        of_rows = (seen.left.numpy(), seen.norm.numpy(), rows.z.numpy(), rows.x.numpy(), np.arange(len(rows)))
+        decide(found.numpy(), of_columns, self._of_scores, self._scores.costs.arrays, *of_rows, labels.numpy())
+        return labels, found[:, : len(self._scores)].add_(self._scores.bias)
+
+    def _decide(self, chosen: _Chosen, rows: RowTile) -> Tensor:
+        """The same by tensor operations: costs of the rows whose best two scores lie within the error."""
+        found = chosen.screen(chosen.screen.rows(rows.z), chosen.all)
         approximate = found.approximate.add_(found.bias)
         best, labels = approximate.max(1)
         second = approximate.scatter_(1, labels[:, None], -torch.inf).amax(1)
-        margin = found.norm.mul(2 * found.error[1]).add_(2 * found.error[2])
-        unsure = (best - second <= margin).nonzero()[:, 0]
-        theta, bias = scores.prototypes.double(), scores.bias.double()
-        for rows in unsure.split(max(1, AT_ONCE // len(bias))):
-            value = torch.addmm(bias, z[rows].double(), theta.T)
-            highest, which = value.max(1)
-            scale = found.norm[rows].double().mul_(scores.lengths[which]).add_(bias[which].abs())
-            labels[rows] = (value >= highest.sub_(scale, alpha=TIE)[:, None]).to(torch.uint8).argmax(1)
+        norm = found.norm.double()
+        margin = norm.mul(2 * found.error[1]).add_(2 * found.error[2]).add_(norm.square_(), alpha=self._rounding[2])
+        unsure = (~(best - second > margin)).nonzero()[:, 0]
+        if len(unsure):
+            labels[unsure] = self._scores.costs.labels(rows.x[unsure])
         return labels
 
 

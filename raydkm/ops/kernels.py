@@ -62,7 +62,11 @@ def compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
 @functools.cache
 def sources() -> str:
     """SHA-256 of the files whose loops call each other."""
-    files = [file for name in ("amx*.py", "candidates.py", "kernels.py") for file in Path(__file__).parent.glob(name)]
+    files = [
+        file
+        for name in ("amx*.py", "candidates.py", "cost.py", "kernels.py")
+        for file in Path(__file__).parent.glob(name)
+    ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
@@ -76,16 +80,21 @@ def compiled_of_any(function: Callable) -> Callable:
     return compiled(function, {"nsz", "reassoc"})
 
 
+def compiled_strictly(function: Callable) -> Callable:
+    """`compiled`, with every operation rounded as IEEE 754 has it: the same bits on every processor."""
+    return compiled(function, False)
+
+
 @compiled_of_any
 def normalise(x, shift, into):  # type: ignore[no-untyped-def]
-    """Write x (n, d), in rows of unit length or of zeros, less shift (d,); it may be in place."""
+    """Write x (n, d), in rows of unit length or of zeros, less shift (d,) of float64; it may be in place."""
     for i in range(x.shape[0]):
         own = 0.0
         for j in range(x.shape[1]):
             own += np.float64(x[i, j]) * np.float64(x[i, j])
         factor = 1.0 / max(math.sqrt(own), TINY)
         for j in range(x.shape[1]):
-            into[i, j] = np.float32(np.float64(x[i, j]) * factor) - shift[j]
+            into[i, j] = np.float32(np.float64(x[i, j]) * factor - shift[j])
 
 
 @compiled
@@ -164,7 +173,7 @@ def add_rows(into, index, before, x, shift, weight, scale):  # type: ignore[no-u
     """Add each row of x (n, d) - shift (d,), rounded to multiples of 1 / scale (d,), to row index[i] of `into` (K, d).
 
     And take it from row before[i], where it was added before; -1 for none. Rows may have weights (n,), or (0,) for
-    none; scales are powers of two, so that only the product with a weight is rounded before.
+    none. The difference is that of float64; scales are powers of two.
     """
     some = np.empty(MANY, np.int64)
     for first in range(0, x.shape[0], MANY):
@@ -175,12 +184,30 @@ def add_rows(into, index, before, x, shift, weight, scale):  # type: ignore[no-u
             k, old, factor = index[i], before[i], weight[i] if len(weight) else 1.0
             if old < 0:
                 for j in range(x.shape[1]):
-                    into[k, j] += np.int64(np.rint(np.float64(x[i, j] - shift[j]) * factor * scale[j]))
+                    into[k, j] += np.int64(np.rint((np.float64(x[i, j]) - shift[j]) * factor * scale[j]))
             else:
                 for j in range(x.shape[1]):
-                    units = np.int64(np.rint(np.float64(x[i, j] - shift[j]) * factor * scale[j]))
+                    units = np.int64(np.rint((np.float64(x[i, j]) - shift[j]) * factor * scale[j]))
                     into[k, j] += units
                     into[old, j] -= units
+
+
+@compiled_in_order
+def add_rows_in_two(into, rest, index, before, x, shift, weight, scale, fine):  # type: ignore[no-untyped-def]
+    """`add_rows`, and to `rest` (K, d) what rounding leaves, rounded to multiples of 1 / fine (d,)."""
+    for i in range(x.shape[0]):
+        k, old, factor = index[i], before[i], weight[i] if len(weight) else 1.0
+        if k == old:
+            continue
+        for j in range(x.shape[1]):
+            value = (np.float64(x[i, j]) - shift[j]) * factor * scale[j]
+            whole = np.rint(value)
+            units, left = np.int64(whole), np.int64(np.rint((value - whole) * (fine[j] / scale[j])))
+            into[k, j] += units
+            rest[k, j] += left
+            if old >= 0:
+                into[old, j] -= units
+                rest[old, j] -= left
 
 
 @compiled

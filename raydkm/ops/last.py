@@ -67,13 +67,13 @@ class LastPass:
         return bool(self._tiles)
 
     def moved(self, scores: Scores) -> Tensor | None:
-        """The prototypes (m,) int64 whose score is not that of the last pass; None in the first one."""
+        """The prototypes (m,) int64 whose cost is not that of the last pass; None in the first one."""
         last, self._scores = self._scores, scores
         if last is None:
             return None
-        moved = torch.empty(len(scores), dtype=torch.bool)
-        differing(scores.prototypes.numpy(), last.prototypes.numpy(), moved.numpy())
-        return moved.logical_or_(scores.bias != last.bias).nonzero()[:, 0]
+        moved, costs, before = torch.empty(len(scores), dtype=torch.bool), scores.costs, last.costs
+        differing(costs.prototypes.numpy(), before.prototypes.numpy(), moved.numpy())
+        return moved.logical_or_(costs.offset != before.offset).nonzero()[:, 0]
 
     def tile(self, first: int, rows: int) -> Tile:
         """What is known of `rows` rows from position `first` on."""
@@ -98,5 +98,6 @@ class LastPass:
             self._sums = Statistics(fields)
         for field in fields:
             if field.name not in _KEPT:
-                self._sums.part(field.name).zero_()
+                for part in self._sums.parts(field.name):
+                    part.zero_()
         return self._sums

@@ -13,33 +13,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydkm.ops.batch import BATCH_ROWS, SOFT_TILE, Batch
+from raydkm.ops.batch import SOFT_TILE, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.kernels import LEAST_LOGIT, LEAST_SCORE, contrast, shift_rows, tilt
 from raydkm.ops.scores import Scores
-from raydkm.ops.statistics import ROWS, Local, weighted_field
+from raydkm.ops.statistics import ROWS, Bounds, Local
 from raydkm.ops.workspace import Workspace
 
 
-def logistic_fields(scores: Scores, rows: int, max_weight: float, bound: Tensor) -> tuple[Field, ...]:
+def logistic_fields(scores: Scores, bounds: Bounds) -> tuple[Field, ...]:
     """n_k = sum w q_ik, sum w p_ik, G = sum w (p - q) z, and sums of -w q log q and -w q log p.
 
-    `bound` (d,) is a bound of every |z_ij|. The grid of the cross entropy follows from the scores, and so is another
-    one in each step: no logit exceeds B = max_k sum_j bound_j |theta_kj| + |b_k|, hence -log p <= 2 B + log K.
+    The grid of the cross entropy follows from the scores, and so is another one in each step: no logit exceeds
+    B = max_k sum_j bound_j |theta_kj| + |b_k|, hence -log p <= 2 B + log K.
     """
-
-    def field(name: str, shape: tuple[int, ...], bound: Tensor | float) -> Field:
-        return weighted_field(name, shape, rows, max_weight, bound, at_once=BATCH_ROWS)
-
-    clusters = len(scores)
+    clusters, bound = len(scores), bounds.columns
     most = float((scores.prototypes.cpu().double().abs() @ bound + scores.bias.cpu().double().abs()).max())
     return (
-        field("counts", (clusters,), 1.0),
-        field("posterior_counts", (clusters,), 1.0),
-        field("gradient", (clusters, len(bound)), bound),
-        field("entropy", (), math.log(clusters) + 1),
-        field("cross_entropy", (), 2.0 * most + math.log(clusters) + 1),
+        bounds.field("counts", (clusters,)),
+        bounds.field("posterior_counts", (clusters,)),
+        bounds.field("gradient", (clusters, len(bound)), bound),
+        bounds.field("entropy", (), math.log(clusters) + 1),
+        bounds.field("cross_entropy", (), 2.0 * most + math.log(clusters) + 1),
         ROWS,
     )
 

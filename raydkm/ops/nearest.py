@@ -1,4 +1,4 @@
-"""Nearest prototypes at inference, and nearest rows, through FAISS: the one module that imports it."""
+"""Prototypes near to a row among very many, and nearest rows, through FAISS: the one module that imports it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from raydkm.errors import ConfigError
 from raydkm.ops.approximate import cells
+from raydkm.ops.frame import Frame, RowTile
+from raydkm.ops.hard import HardAssignment
 from raydkm.ops.scores import Scores
 
 INDEXES = ("auto", "flat", "ivf", "hnsw")
@@ -67,24 +69,25 @@ FLAT = Choice("flat", 0, 1.0, 1.0)
 
 
 class NearestPrototypes:
-    """An index of the prototypes, on the CPU, in which the best score_ik = z_i . theta_k + b_k is found.
+    """An index of the prototypes, on the CPU, that proposes those with the best score_ik = z_i . theta_k + b_k.
 
-    With equal scalings that is the nearest prototype; with balance, the best after scaling. A flat index has the inner
-    products [z, 1] . [theta, b]. The others search by distance: with a coordinate e_k more, of which
-    e_k^2 = C - ||theta_k||^2 - 2 b_k >= 0, the nearest [theta_k, e_k] to [z, 0] has the highest score.
+    With equal scalings that is the nearest prototype; with balance, the best after scaling. Indexes search by distance:
+    with a coordinate e_k more, of which e_k^2 = C - ||theta_k||^2 - 2 b_k >= 0, the nearest [theta_k, e_k] to [z, 0]
+    has the highest score. A flat "index" is none: all prototypes are compared.
 
     Parameters
     ----------
     scores : Scores
         On the CPU.
+    frame : Frame
     threads : int
         Of each search.
     index : {"auto", "flat", "ivf", "hnsw"}
         auto: flat for few prototypes, else the cheapest that reaches `recall`.
     recall : float in (0, 1]
         Share of the sampled rows whose best prototype is to be found. Where no effort reaches it, flat is taken.
-    sample : Tensor (n, d), optional
-        Rows in the frame to measure recall on; by default prototypes, moved half way to another one.
+    sample : RowTile, optional
+        Rows to measure recall on; by default points half way between prototypes.
 
     Attributes
     ----------
@@ -92,64 +95,59 @@ class NearestPrototypes:
     """
 
     def __init__(
-        self, scores: Scores, threads: int, *, index: str = "auto", recall: float = 0.999, sample: Tensor | None = None
+        self,
+        scores: Scores,
+        frame: Frame,
+        threads: int = 1,
+        *,
+        index: str = "auto",
+        recall: float = 0.999,
+        sample: RowTile | None = None,
     ):
         check_index(index, recall)
-        self._faiss = _faiss()
-        self._threads = threads
-        self._scores = scores
-        self._vectors, kinds = _augmented(scores), [index]
-        if index == "auto":
-            kinds = ["ivf", "hnsw"] if len(scores) >= FEW_FOR_AN_INDEX else []
-        sample = _between(scores.prototypes) if sample is None else sample[:SAMPLE_ROWS].to(torch.float32)
-        measured = {kind: self._measured(kind, sample, recall) for kind in kinds if kind != "flat"}
+        self.choice = FLAT
+        self.measured: tuple[Choice, ...] = ()
+        kinds = [index] if index in ("ivf", "hnsw") else []
+        if index == "auto" and len(scores) >= FEW_FOR_AN_INDEX:
+            kinds = ["ivf", "hnsw"]
+        if not kinds:
+            return
+        self._faiss, self._threads, self._scores = _faiss(), threads, scores
+        self._vectors = _augmented(scores)
+        sample = frame.tile(_between(scores.costs.prototypes) + frame.shift) if sample is None else sample
+        sample = next(sample.split(SAMPLE_ROWS))
+        best = HardAssignment(scores)(sample)
+        measured = {kind: self._measured(kind, sample.z.float(), best, recall) for kind in kinds}
         good = [found for found in measured.values() if found[0].recall >= recall]
         if index == "auto":
             good = [found for found in good if found[0].cost < FLAT.cost]
-        self.choice, self._index = min(good, key=lambda found: found[0].cost) if good else (FLAT, self._flat())
         self.measured = tuple(choice for choice, _ in measured.values())
+        if good:
+            self.choice, self._index = min(good, key=lambda found: found[0].cost)
 
     def __call__(self, z: Tensor, count: int) -> Tensor:
-        """Numbers (n, count) int64 of the prototypes with the highest scores, best first, of z (n, d) float32."""
-        flat = self.choice.index == "flat"
-        found = self._search(self._index, z, count, last=1.0 if flat else 0.0)
-        if flat or count == 1:
-            return found
-        scores = (z[:, None] * self._scores.prototypes[found]).sum(2) + self._scores.bias[found]
-        scores[found < 0] = -torch.inf
-        found = found.gather(1, scores.argsort(dim=1, descending=True, stable=True))
-        short = (found < 0).any(1)  # too few prototypes in the lists that were probed
-        if bool(short.any()):
-            found[short] = self._scores(z[short]).topk(count, dim=1).indices
-        return found
-
-    def _search(self, index: Any, z: Tensor, count: int, *, last: float) -> Tensor:
+        """Numbers (n, count) int64 of prototypes with high scores, of z (n, d) float32; -1 where too few were met."""
         with _threads_of_faiss(self._faiss, self._threads):
-            _, found = index.search(torch.nn.functional.pad(z, (0, 1), value=last).numpy(), count)
+            _, found = self._index.search(torch.nn.functional.pad(z, (0, 1)).numpy(), count)
         return torch.from_numpy(np.ascontiguousarray(found, dtype=np.int64))
 
-    def _measured(self, kind: str, sample: Tensor, recall: float) -> tuple[Choice, Any]:
+    def _measured(self, kind: str, sample: Tensor, best: Tensor, recall: float) -> tuple[Choice, Any]:
         """The index of a kind at the least effort that reaches `recall` on the sample, else at its greatest."""
         index, statistics = self._ivf() if kind == "ivf" else self._hnsw()
-        exact = torch.cat([self._scores(part).argmax(1) for part in sample.split(256)])
+        self._index = index
         for effort in IVF_EFFORTS if kind == "ivf" else HNSW_EFFORTS:
             if kind == "ivf":
                 index.nprobe = effort
             else:
                 index.hnsw.efSearch = effort
             statistics.reset()
-            found = self._search(index, sample, 1, last=0.0)[:, 0]
+            found = self(sample, 1)[:, 0]
             distances = statistics.ndis / len(sample) + (index.nlist if kind == "ivf" else 0)
-            reached = float((found == exact).double().mean())
+            reached = float((found == best).double().mean())
             choice = Choice(kind, effort, reached, COST[kind] * distances / len(self._scores))
             if reached >= recall:
                 break
         return choice, index
-
-    def _flat(self) -> Any:
-        index = self._faiss.IndexFlatIP(self._scores.prototypes.shape[1] + 1)
-        index.add(torch.cat((self._scores.prototypes, self._scores.bias[:, None]), dim=1).numpy())
-        return index
 
     def _ivf(self) -> tuple[Any, Any]:
         with _threads_of_faiss(self._faiss, 1):  # the same lists everywhere
@@ -223,13 +221,14 @@ def _threads_of_faiss(faiss: Any, threads: int) -> Iterator[None]:
         torch.set_num_threads(before)  # FAISS and torch may share one OpenMP runtime
 
 
-def faiss_version() -> str:
-    return str(_faiss().__version__)
+def faiss_version() -> str | None:
+    """None where FAISS is not installed."""
+    return str(_faiss().__version__) if importlib.util.find_spec("faiss") is not None else None
 
 
 def _faiss() -> Any:
     if importlib.util.find_spec("faiss") is None:
-        raise ConfigError("assignment needs FAISS: install raydkm[cpu] or raydkm[gpu]")
+        raise ConfigError("an index of prototypes needs FAISS: install raydkm[cpu] or raydkm[gpu], or pass index flat")
     import faiss
 
     return faiss

@@ -4,6 +4,8 @@
 
 argmax_k score is the nearest prototype (s = 1) or the balanced assignment; logits = (2 / T) score differ from
 -||z_i - theta_k||^2 / T + log s_k by a constant of the row, which a softmax does not see.
+
+Scores are of float32. Where their rounding leaves a choice, their costs decide (`raydkm.ops.cost`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from raydkm.ops.cost import Costs
+from raydkm.ops.frame import Frame
 from raydkm.ops.kernels import squares
 
 
@@ -28,20 +32,54 @@ class Scores:
     bias : Tensor (K,)
     temperature : float
         T, in units of squared distance; 0 for hard assignments.
+    exact : Costs, optional
+        What these are rounded from; by default the linear form of the rounded numbers.
     """
 
     prototypes: Tensor
     bias: Tensor
     temperature: float
+    exact: Costs | None = None
 
     @classmethod
     def of(
-        cls, prototypes: Tensor, log_s: Tensor, temperature: float, dtype: torch.dtype, device: torch.device
+        cls,
+        prototypes: Tensor,
+        log_s: Tensor,
+        temperature: float,
+        frame: Frame,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
     ) -> Scores:
-        """From float64 prototypes (K, d) and log s (K,), rounded once to `dtype`."""
-        prototypes = prototypes.to(device=device, dtype=dtype)
-        bias = squared_lengths(prototypes).mul_(-0.5).add_(log_s.to(device), alpha=temperature / 2)
-        return cls(prototypes, bias.to(dtype), temperature)
+        """Scores of the distance family, from float64 prototypes (K, d) in the frame and log s (K,).
+
+        They are rounded to the frame's dtype.
+        """
+        exact = Costs(prototypes, temperature * log_s, frame.shift, unit=frame.unit)
+        single = prototypes.to(device=device, dtype=frame.dtype)
+        bias = squared_lengths(single).mul_(-0.5).add_(exact.offset.to(device), alpha=0.5)
+        return cls(single, bias.to(frame.dtype), temperature, exact)
+
+    @classmethod
+    def linear(
+        cls,
+        weights: Tensor,
+        bias: Tensor,
+        temperature: float,
+        frame: Frame,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+    ) -> Scores:
+        """theta_k . z + b_k, from float64 weights theta (K, d) and biases (K,), rounded to the frame's dtype."""
+        exact = Costs(weights, bias, frame.shift, unit=frame.unit, linear=True)
+        theta, b = (x.to(device=device, dtype=frame.dtype) for x in (weights, bias))
+        return cls(theta, b, temperature, exact)
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What decides where scores are rounded."""
+        if self.exact is not None:
+            return self.exact
+        theta, bias = self.prototypes.double().cpu(), self.bias.double().cpu()
+        return Costs(theta, bias, torch.zeros(theta.shape[1], dtype=torch.float64), linear=True)
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -50,8 +88,8 @@ class Scores:
 
     def digest(self) -> str:
         """SHA-256 of the values."""
-        found = hashlib.sha256(repr(self.temperature).encode())
-        for tensor in (self.prototypes, self.bias):
+        found = hashlib.sha256(repr((self.temperature, self.costs.unit, self.costs.linear)).encode())
+        for tensor in (self.costs.prototypes, self.costs.offset, self.costs.shift):
             found.update(tensor.contiguous().numpy().data)
         return found.hexdigest()
 

@@ -136,7 +136,7 @@ class FullScreen(Screen):
 
     def __init__(self, scores: Scores, like: Tensor):
         super().__init__(scores, like)
-        self.error = (0.0, *rounding(scores))
+        self.error = (0.0, *rounding(scores)[:2])
 
     def rows(self, z: Tensor) -> Rows:
         norm = self._norms(z)
@@ -288,9 +288,17 @@ def longest(scores: Scores) -> float:
     return float(scores.lengths.max()) * SLACK + LOST * scores.prototypes.shape[1] ** 0.5
 
 
-def rounding(scores: Scores) -> tuple[float, float]:
-    """The error of a score in the precision of the prototypes: at most so many times the row's norm, and so much."""
-    theta = scores.prototypes
-    unit = torch.finfo(theta.dtype).eps
-    bias = float(scores.bias.abs().max())
-    return unit * (theta.shape[1] + 2) * longest(scores) * SLACK, 2 * unit * bias + 1e-37
+def rounding(scores: Scores) -> tuple[float, float, float]:
+    """How far scores may be from minus half the costs, but for a number of the row.
+
+    At most the first times the row's norm, and the second. The third times the norm's square is twice what costs may
+    lose themselves: beyond that they are in the order of the true ones.
+    """
+    theta, costs = scores.prototypes, scores.costs
+    unit, dim, length = torch.finfo(theta.dtype).eps, theta.shape[1], longest(scores)
+    # centres are rounded at their distance from the data's zero, and a bias is a difference of larger numbers
+    centre = 2.0**-52 * SLACK * float(torch.linalg.vector_norm(costs.shift)) if costs.shift.numel() else 0.0
+    bias = 2 * unit * float(scores.bias.abs().max()) + (unit * length**2 if scores.exact is not None else 0.0)
+    of_norm = unit * (dim + 3) * length * SLACK + centre
+    own = 2.0**-52 * (dim + 4)
+    return of_norm, bias + centre * length + own * length**2 + 1e-37, own

@@ -64,9 +64,10 @@ def _segment_sums(  # type: ignore[no-untyped-def]
     value = tl.load(z + row[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float64)
     if weighted:
         value *= tl.load(weight + row, mask=here, other=0.0)[:, None]
-    # 1.5 * 2^52 leaves the nearest integer in the low bits of the sum, as in `Grid.units`
-    value = value * tl.load(scale + column, mask=within, other=0.0)[None, :] + 6755399441055744.0
-    units = value.to(tl.int64, bitcast=True) - 0x4338000000000000
+    value = value * tl.load(scale + column, mask=within, other=0.0)[None, :]
+    # 1.5 * 2^52 leaves the nearest integer in the low bits of the sum; from 2^51 on, numbers are whole but for halves
+    near = (value + 6755399441055744.0).to(tl.int64, bitcast=True) - 0x4338000000000000
+    units = tl.where(tl.abs(value) < 2251799813685248.0, near, value.to(tl.int64))
     k = tl.load(labels + first)
     last = tl.load(labels + tl.minimum(first + block_n, rows) - 1)
     while k <= last:

@@ -8,21 +8,23 @@ number of threads may call one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from raydkm.ops.amx_soft import SoftByTiles
-from raydkm.ops.batch import BATCH_ROWS, Batch
+from raydkm.ops.batch import Batch
+from raydkm.ops.cost import Costs
 from raydkm.ops.exact import COUNT, Field, Grid, Statistics
-from raydkm.ops.frame import Frame, Shifted
+from raydkm.ops.frame import Frame, RowTile
 from raydkm.ops.fused import fused_hard_statistics, fused_soft_statistics, serves
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.last import LastPass
 from raydkm.ops.leading import Directions
 from raydkm.ops.scores import Scores
-from raydkm.ops.soft import SoftAssignment, SoftByProducts
+from raydkm.ops.soft import AT_ONCE, ExactSums, SoftAssignment, SoftByProducts, exact_posteriors
 from raydkm.ops.workspace import Workspace
 
 Local = Callable[[Batch, Statistics], None]
@@ -41,30 +43,46 @@ class RowByRow:
 ROWS = Field("rows", (), COUNT)  # every pass counts its rows
 
 
-def weighted_field(
-    name: str, shape: tuple[int, ...], rows: int, max_weight: float, bound: Tensor | float = 1.0, *, at_once: int
-) -> Field:
-    """A field for sums over `rows` rows of w_i x_i with |x_i| <= bound, w_i <= max_weight.
+@dataclass(frozen=True)
+class Bounds:
+    """What sums over rows are bounded by, from which their grids follow.
 
-    `bound` is a number or one for each column; up to `at_once` rows are summed before they are rounded.
+    Parameters
+    ----------
+    rows : int
+    max_weight : float
+    columns : Tensor (d,) of float64
+        Largest |z_ij| of each column.
+    fine : bool
+        Whether sums by cluster have a second grid: where rows differ by so little, or weights by so much, that the
+        first is too coarse for them.
     """
-    most = max_weight * bound
-    return Field(name, shape, Grid.holding(total=rows * most, addend=min(rows, at_once) * most))
+
+    rows: int
+    max_weight: float
+    columns: Tensor
+    fine: bool = False
+
+    def field(self, name: str, shape: tuple[int, ...], bound: Tensor | float = 1.0, *, fine: bool = False) -> Field:
+        """A field for sums of w_i x_i with |x_i| <= bound, a number or one for each column."""
+        grid = Grid.holding(self.rows * self.max_weight * bound)
+        return Field(name, shape, grid, grid.finer(self.rows) if fine else None)
+
+    def within_clusters(self, farthest: float) -> tuple[Field, ...]:
+        """sum w_i ||z_i - theta_k||^2 of points at most so far from the origin, on two grids, and the rows."""
+        square = (float(torch.linalg.vector_norm(self.columns)) + farthest) ** 2
+        return self.field("within", (), 1.01 * square, fine=True), ROWS
 
 
-def cluster_fields(clusters: int, rows: int, max_weight: float, bound: Tensor, *, hard: bool) -> tuple[Field, ...]:
+def cluster_fields(clusters: int, bounds: Bounds) -> tuple[Field, ...]:
     """n_k = sum w q_ik, S_k = sum w q_ik z_i, H = -sum w q log q and the number of rows.
 
-    `bound` (d,) is a bound of every |z_ij|; hard statistics are rounded row by row, soft ones batch by batch.
+    Hard statistics are rounded row by row, soft ones batch by batch.
     """
-
-    def field(name: str, shape: tuple[int, ...], bound: Tensor | float) -> Field:
-        return weighted_field(name, shape, rows, max_weight, bound, at_once=1 if hard else BATCH_ROWS)
-
     return (
-        field("counts", (clusters,), 1.0),
-        field("sums", (clusters, len(bound)), bound),
-        field("entropy", (), math.log(clusters) + 1),
+        bounds.field("counts", (clusters,), fine=bounds.fine),
+        bounds.field("sums", (clusters, len(bounds.columns)), bounds.columns, fine=bounds.fine),
+        bounds.field("entropy", (), math.log(clusters) + 1),
         ROWS,
     )
 
@@ -76,27 +94,31 @@ def hard_statistics(
     precision: str,
     directions: Directions | None = None,
     last: LastPass | None = None,
+    about: Costs | None = None,
     on_labels: Callable[[int, Tensor], None] | None = None,
 ) -> Local:
     """n and S for q_i = the indicator of argmax_k score_ik, rounded row by row.
 
     `precision` and `directions` are those of `HardAssignment`, and change no bit of the sums; nor does `last`, by which
-    only rows of another label than in the last pass are added. `on_labels(first, labels)` is called with the labels of
-    each tile and the position of its first row.
+    only rows of another label than in the last pass are added. With `about`, the field `within` is summed too: squared
+    distances from its prototypes. `on_labels(first, labels)` is called with the labels of each tile and the position of
+    its first row.
     """
     if precision != "fp32" and serves(scores):
-        return fused_hard_statistics(scores, frame, on_labels=on_labels)
+        return fused_hard_statistics(scores, frame, about=about, on_labels=on_labels)
     assign, buffer = HardAssignment(scores, precision, directions, last), Workspace()
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        for where, rows in batch.shifted(frame, len(scores), assign.tile, buffer):
-            tile = None if last is None else last.tile(batch.first + where.start, len(rows.x))
+        for where, rows in batch.row_tiles(frame, len(scores), assign.tile, buffer):
+            tile = None if last is None else last.tile(batch.first + where.start, len(rows))
             before = None if tile is None else tile.labels
             labels = assign(rows, tile)
             add_assigned(into, labels, rows, weight[where], weighted=batch.weight is not None, before=before)
             if before is not None:
                 before.copy_(labels)
+            if about is not None:
+                into.add_each("within", about.squared_distances(rows.x, labels).mul_(weight[where]))
             if on_labels is not None:
                 on_labels(batch.first + where.start, labels)
         into.add("rows", len(batch))
@@ -107,19 +129,39 @@ def hard_statistics(
 def add_assigned(
     into: Statistics,
     labels: Tensor,
-    rows: Tensor | Shifted,
+    rows: RowTile,
     weight: Tensor,
     *,
     weighted: bool,
     before: Tensor | None = None,
 ) -> None:
-    """Add rows (n, d) of weights (n,), ones unless `weighted`, to n and S of their clusters (n,).
+    """Add rows of weights (n,), ones unless `weighted`, to n and S of their clusters (n,).
 
     And take them from those they were added to before, see `Statistics.add_rows`.
     """
     into.add_rows("counts", labels, weight, before)
-    rows = Shifted(rows) if isinstance(rows, Tensor) else rows
-    into.add_rows("sums", labels, rows.x, before, weight if weighted else None, rows.shift)
+    numbers, shift = rows.addends
+    into.add_rows("sums", labels, numbers, before, weight if weighted else None, shift)
+
+
+def distances_within(
+    scores: Scores, frame: Frame, means: Costs, *, precision: str, last: LastPass | None = None
+) -> Local:
+    """sum w_i ||u_i - mean_k||^2 over rows and the means of their clusters, by the labels that `scores` give them.
+
+    The differences are those of float64, and are rounded row by row; `last` is the last pass, of the same scores.
+    """
+    assign, buffer = HardAssignment(scores, precision, None, last), Workspace()
+
+    def local(batch: Batch, into: Statistics) -> None:
+        weight = batch.weights()
+        for where, rows in batch.row_tiles(frame, len(scores), assign.tile, buffer):
+            tile = None if last is None else last.tile(batch.first + where.start, len(rows))
+            squares = means.squared_distances(rows.x, assign(rows, tile))
+            into.add_each("within", squares.mul_(weight[where]))
+        into.add("rows", len(batch))
+
+    return RowByRow(local)
 
 
 def soft_statistics(scores: Scores, frame: Frame, *, bound: Tensor, precision: str) -> Local:
@@ -128,9 +170,10 @@ def soft_statistics(scores: Scores, frame: Frame, *, bound: Tensor, precision: s
     With precision "bf16" sums of q z are in bf16, with "fp32" all products are float32 where they are on a CPU.
     """
     low = precision == "bf16"
-    if serves(scores):
-        return fused_soft_statistics(scores, frame, low_precision_sums=low)
     assign, buffer = SoftAssignment(scores), Workspace()
+    doubts = assign.may_doubt(bound)
+    if serves(scores):
+        return fused_soft_statistics(scores, frame, assign if doubts else None, low_precision_sums=low)
     summed: SoftByTiles | SoftByProducts
     if precision != "fp32" and SoftByTiles.serves(assign.logits):
         summed = SoftByTiles(assign, bound, low_precision_sums=low)
@@ -141,11 +184,34 @@ def soft_statistics(scores: Scores, frame: Frame, *, bound: Tensor, precision: s
 
     def local(batch: Batch, into: Statistics) -> None:
         weight = batch.weights()
-        tiles = batch.shifted(frame, clusters, summed.tile, buffer)
-        counts, sums, entropy = summed((rows, weight[where]) for where, rows in tiles)
+        tiles: Iterator[tuple[RowTile, Tensor]]
+        tiles = ((rows, weight[where]) for where, rows in batch.row_tiles(frame, clusters, summed.tile, buffer))
+        if doubts:
+            exact = ExactSums(assign.costs, assign.temperature, weight.device)
+            tiles = exact.without_doubtful(assign, tiles)
+        counts, sums, entropy = summed(tiles)
         into.add("counts", counts)
         into.add("sums", sums)
         into.add("entropy", entropy)
+        if doubts:
+            into.add("counts", exact.counts)
+            into.add("sums", exact.sums)
+            into.add("entropy", exact.entropy)
+        into.add("rows", len(batch))
+
+    return local
+
+
+def soft_distances_within(scores: Scores, frame: Frame, means: Costs) -> Local:
+    """sum_i w_i sum_k q_ik ||u_i - mean_k||^2 over rows, in float64, by the posteriors that `scores` give them."""
+    buffer = Workspace()
+
+    def local(batch: Batch, into: Statistics) -> None:
+        weight, total = batch.weights(), 0.0
+        for where, rows in batch.row_tiles(frame, len(scores), AT_ONCE, buffer):
+            q, _ = exact_posteriors(scores.costs, scores.temperature, rows.x)
+            total += float(torch.dot(weight[where], q.mul_(means(rows.x)).sum(1)))
+        into.add("within", total)
         into.add("rows", len(batch))
 
     return local

@@ -1,8 +1,8 @@
 """Exact hard labels on a GPU: bf16 screening in one kernel, and a recheck of the rows it cannot tell.
 
-The label of a row is the lowest k of those of the maximal score, with scores computed in float64 from float32 z,
-theta and b. It therefore does not depend on how rows are screened: first by one bf16 product, then, where the best
-two scores lie within its error, by three products of split operands, and where those cannot tell either, in float64.
+The label of a row is the lowest k of those of the least cost (`raydkm.ops.cost`). It therefore does not depend on how
+rows are screened: first by one bf16 product, then, where the best two scores lie within its error, by three products of
+split operands, and where those cannot tell either, by their costs in float64.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from raydkm.ops.frame import RowTile
 from raydkm.ops.scores import Scores
+from raydkm.ops.screen import rounding
 from raydkm.ops.triton_product import (
     BLOCK_K,
     BLOCK_N,
@@ -23,9 +25,6 @@ from raydkm.ops.triton_product import (
     scores_tile,
     split,
 )
-
-#: Float64 scores that a recheck holds.
-EXACT_SIZE = 2**24
 
 
 class FusedLabels:
@@ -43,23 +42,21 @@ class FusedLabels:
         self._bias = padded_bias(scores.bias, len(self._theta.high))
         self._norms = self._theta.norms.amax(1)
         self._bias_scale = scores.bias.abs().max()
+        self._rounding = rounding(scores)
 
-    def __call__(self, z: Tensor) -> Tensor:
-        """Labels (n,) int64 of z (n, d) float32."""
-        labels = torch.empty(len(z), dtype=torch.int64, device=z.device)
-        at_once = OPERAND_SIZE // self._theta.high.shape[1]
-        for start in range(0, len(z), at_once):
-            where = slice(start, start + at_once)
-            labels[where] = self._labels(z[where])
-        return labels
+    def __call__(self, rows: RowTile | Tensor) -> Tensor:
+        """Labels (n,) int64 of rows, or of z (n, d) float32 in the frame."""
+        rows = RowTile.at_origin(rows) if isinstance(rows, Tensor) else rows
+        return torch.cat([self._labels(part) for part in rows.split(OPERAND_SIZE // self._theta.high.shape[1])])
 
-    def _labels(self, z: Tensor) -> Tensor:
-        labels, unsure = self.screen(z, split_product=False)
-        rows = unsure.nonzero()[:, 0]
-        if len(rows):
-            labels[rows], unsure = self.screen(z[rows], split_product=True)
-            rows = rows[unsure]
-            labels[rows] = exact_labels(z[rows], self._scores)
+    def _labels(self, rows: RowTile) -> Tensor:
+        labels, unsure = self.screen(rows.z, split_product=False)
+        index = unsure.nonzero()[:, 0]
+        if len(index):
+            labels[index], unsure = self.screen(rows.z[index], split_product=True)
+            index = index[unsure]
+            if len(index):
+                labels[index] = self._scores.costs.labels(rows.x[index])
         return labels
 
     def screen(self, z: Tensor, *, split_product: bool) -> tuple[Tensor, Tensor]:
@@ -114,41 +111,9 @@ class FusedLabels:
             lost = low * theta + high * theta_low
         additions = (3 if split_product else 1) * dim + 1
         summed = 2.0**-22 * 1.02 * additions * high * theta_high
-        return 1.001 * (lost + summed + 2.0**-22 * self._bias_scale + 2.0**-125 * dim)
-
-
-def exact_labels(z: Tensor, scores: Scores) -> Tensor:
-    """Labels (n,) int64 by float64 scores of z (n, d).
-
-    A product may add up the same numbers in another order for another column. Scores that lie within its rounding
-    error of the best are therefore computed one by one, so that equal prototypes have equal scores.
-    """
-    theta, bias = scores.prototypes.double(), scores.bias.double()
-    largest = torch.linalg.vector_norm(theta, dim=1).max()
-    at_once = max(1, EXACT_SIZE // len(scores))
-    labels = torch.empty(len(z), dtype=torch.int64, device=z.device)
-    for start in range(0, len(z), at_once):
-        part = z[start : start + at_once].double()
-        score = torch.addmm(bias, part, theta.T)
-        best, label = score.max(1)
-        error = 2.0**-52 * (z.shape[1] + 2) * (torch.linalg.vector_norm(part, dim=1) * largest + bias.abs().max())
-        near = score >= (best - 2 * error)[:, None]
-        tied = (near.sum(1) > 1).nonzero()[:, 0]
-        if len(tied):
-            label[tied] = _first_best(part[tied], near[tied], theta, bias)
-        labels[start : start + at_once] = label
-    return labels
-
-
-def _first_best(z: Tensor, near: Tensor, theta: Tensor, bias: Tensor) -> Tensor:
-    """The lowest k of the highest score among the prototypes that `near` (n, K) marks."""
-    row, k = near.nonzero().unbind(1)
-    at_once = max(1, EXACT_SIZE // z.shape[1])
-    pairs = zip(row.split(at_once), k.split(at_once), strict=True)
-    score = torch.cat([(z[i] * theta[j]).sum(1) + bias[j] for i, j in pairs])
-    best = torch.full_like(z[:, 0], -torch.inf).scatter_reduce_(0, row, score, "amax")
-    winner = score == best[row]
-    return torch.full_like(row[: len(z)], len(theta)).scatter_reduce_(0, row[winner], k[winner], "amin")
+        of_norm, absolute, own = self._rounding  # of float32 numbers themselves
+        rounded = of_norm * (high + low) + absolute + own * (high + low).double().square()
+        return 1.001 * (lost + summed + 2.0**-22 * self._bias_scale + 2.0**-125 * dim + rounded.float())
 
 
 @triton.jit

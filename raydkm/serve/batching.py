@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raydkm.engine.assign import Assignment
+from raydkm.ops.labeller import Assignment
 from raydkm.serve.errors import BusyError
 from raydkm.serve.versions import BLOCK_ROWS, Version, slice_of
 

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from raydkm.engine.assign import Assignment
 from raydkm.errors import InputError, RaydkmError
+from raydkm.ops.labeller import Assignment
 
 _ARROW = "application/vnd.apache.arrow.stream"
 

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from raydkm.engine.assign import Assignment, arrays_of, fields_of
+from raydkm.engine.assign import arrays_of, fields_of
+from raydkm.ops.labeller import Assignment
 
 JSON, ARROW, NPY = "application/json", "application/vnd.apache.arrow.stream", "application/x-npy"
 

@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raydkm.engine.assign import Assigner, Assignment
+from raydkm.assigner import Assigner
+from raydkm.data.source import as_tensor
 from raydkm.engine.manifest import digest_of
 from raydkm.errors import ModelError
 from raydkm.model import Model, load
+from raydkm.ops.labeller import Assignment
 from raydkm.serve.errors import RefusalError
 from raydkm.serve.schemas import ModelReply
 from raydkm.serve.settings import ServeConfig
@@ -76,7 +78,7 @@ class Version:
         model = load(path, encoder=config.encoder).read_as(config.reading)
         most, checksum = min(config.max_top, model.clusters), model.checksum()
         report = _report(name_of(path), model, checksum, most, config).model_dump_json().encode()
-        return cls(path, model, checksum, Assigner(model, threads=config.threads), most, report)
+        return cls(path, model, checksum, model.assigner(), most, report)
 
     @cached_property
     def told(self) -> Told:
@@ -93,7 +95,7 @@ class Version:
         """Assign rows (n, d); a row's answer does not depend on the others."""
         missing = -len(rows) % BLOCK_ROWS
         padded = np.concatenate((rows, np.repeat(rows[-1:], missing, axis=0))) if missing else rows
-        found = self.assigner(padded, 1 if top is None else self.most)  # the same search, whatever the others ask
+        found = self.assigner(as_tensor(padded), 1 if top is None else self.most)
         return slice_of(found, 0, len(rows), top)
 
     def try_out(self) -> None:
