@@ -27,7 +27,7 @@ from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import Grid, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.scores import Scores
-from raydkm.ops.statistics import cluster_fields
+from raydkm.ops.statistics import Bounds, cluster_fields
 
 DEVICE = torch.device("cuda")
 SHAPES = "200000x384x1024,100000x768x4096,400000x128x256,1000000x128x65536,1000000x768x4096,10000000x768x4096"
@@ -143,13 +143,11 @@ def bf16_rate(repeats: int) -> float:
 def hard(shape: str, z: Tensor, prototypes: Tensor, rate: float, repeats: int) -> list[Figure]:
     """Labels alone, and whole steps: labels, counts and sums."""
     from raydkm.ops.fused import fused_hard_statistics
-    from raydkm.ops.triton_hard import FusedLabels, exact_labels
+    from raydkm.ops.triton_hard import FusedLabels
 
-    scores = Scores.of(
-        prototypes.double(), torch.zeros(len(prototypes), dtype=torch.float64), 0.0, torch.float32, DEVICE
-    )
     frame = Frame.identity("euclidean", z.shape[1])
-    fields = cluster_fields(len(prototypes), len(z), 1.0, bound(z), hard=True)
+    scores = Scores.of(prototypes.double().cpu(), torch.zeros(len(prototypes), dtype=torch.float64), 0.0, frame, DEVICE)
+    fields = cluster_fields(len(prototypes), Bounds(len(z), 1.0, bound(z)))
     tile = max(1, TILE // len(prototypes))
 
     def torch_labels(dtype: torch.dtype) -> Tensor:
@@ -188,7 +186,7 @@ def hard(shape: str, z: Tensor, prototypes: Tensor, rate: float, repeats: int) -
             way = f"flash-kmeans {str(rows.dtype).split('.')[1]}"
             labels[way] = partial(flash, rows, update=False)
             steps[way] = partial(flash, rows, update=True)
-    expected = exact_labels(z[:CHECKED], scores)
+    expected = scores.costs.labels(z[:CHECKED])
     accuracy = {way: f"{int((run()[:CHECKED] != expected).sum())} labels wrong" for way, run in labels.items()}
     assign = FusedLabels(scores)
     doubts = [float(assign.screen(z[:CHECKED], split_product=both)[1].double().mean()) for both in (False, True)]
@@ -209,7 +207,7 @@ def sums_by_label(shape: str, z: Tensor, prototypes: Tensor, repeats: int) -> li
 
     clusters = len(prototypes)
     labels = torch.randint(clusters, (len(z),), generator=torch.Generator(DEVICE).manual_seed(1), device=DEVICE)
-    grid = Grid.holding(total=len(z) * bound(z), addend=bound(z))
+    grid = Grid.holding(len(z) * bound(z))
 
     def by_index() -> Tensor:
         sums = torch.zeros(clusters, z.shape[1], dtype=torch.int64, device=DEVICE)
@@ -237,9 +235,9 @@ def soft(shape: str, z: Tensor, prototypes: Tensor, temperature: float, rate: fl
     from raydkm.ops.triton_soft import FusedSoft
 
     zero = torch.zeros(len(prototypes), dtype=torch.float64)
-    scores = Scores.of(prototypes.double(), zero, temperature, torch.float32, DEVICE)
+    scores = Scores.of(prototypes.double(), zero, temperature, Frame.identity("euclidean", prototypes.shape[1]), DEVICE)
     frame = Frame.identity("euclidean", z.shape[1])
-    fields = cluster_fields(len(prototypes), len(z), 1.0, bound(z), hard=False)
+    fields = cluster_fields(len(prototypes), Bounds(len(z), 1.0, bound(z)))
     tile = max(1, TILE // len(prototypes))
 
     def fused(rows: int, *, low: bool = False) -> None:

@@ -62,13 +62,16 @@ def searches(prototypes: np.ndarray, queries: np.ndarray) -> None:
     import faiss
 
     from raydkm.ops.approximate import EFFORTS, CellAssignment, cells
+    from raydkm.ops.frame import Frame
     from raydkm.ops.hard import HardAssignment
     from raydkm.ops.scores import Scores
 
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     theta, z = torch.from_numpy(prototypes), torch.from_numpy(queries)
-    scores = Scores.of(theta.double(), torch.zeros(len(theta)), 0.0, torch.float32, theta.device)
+    scores = Scores.of(
+        theta.double(), theta.new_zeros(len(theta)).double(), 0.0, Frame.identity("euclidean", theta.shape[1])
+    )
     dim = theta.shape[1]
 
     def timed(

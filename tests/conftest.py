@@ -129,7 +129,7 @@ def problem() -> Callable[..., Problem]:
         unit = identity(torch.from_numpy(np.ascontiguousarray(x))).double().numpy()
         frame = identity.centred_at(torch.from_numpy(w @ unit / w.sum()))
         fields = moment_fields(extent, frame, covariance=True)
-        statistics = passes.sum(fields, moment_statistics(frame, covariance=True))
+        statistics = passes.sum(fields, moment_statistics(frame, extent.max_weight, covariance=True))
         facts = moments(statistics, extent, frame, covariance=True)
         options.setdefault("balance", Balance(beta))
         setting = Setting(

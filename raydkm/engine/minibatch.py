@@ -123,7 +123,7 @@ def step(running: Running, passes: Passes, config: FitConfig) -> Running:
     if hard:
         local = hard_statistics(scores, frame, precision=config.precision)
     else:
-        local = soft_statistics(scores, frame, bound=extent.bound(frame), precision=config.precision)
+        local = soft_statistics(scores, frame, bound=extent.bounds(frame).columns, precision=config.precision)
     found = passes.sum(cluster_fields(config.clusters, extent.bounds(frame, fine=True)), local)
     given_now = found["counts"].cpu()
     counts = running.counts + given_now

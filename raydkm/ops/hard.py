@@ -122,14 +122,8 @@ class HardAssignment:
         return max(clusters, dim) * (ROWS_OF_TILE // dim) if self._in_one_loop else HARD_TILE
 
     def __call__(self, rows: Tensor | RowTile, tile: Tile | None = None) -> Tensor:
-        """Labels (n,) int64 of rows, of which something may be known from the last pass.
-
-        A tensor z (n, d) will do where the frame's origin is that of the data.
-        """
-        if isinstance(rows, Tensor):
-            if bool(self._scores.costs.shift.any()):
-                raise TypeError("costs are of rows as they are stored: give a RowTile")
-            rows = RowTile.at_origin(rows)
+        """Labels (n,) int64 of rows, as of `Scores.tile`, of which something may be known from the last pass."""
+        rows = self._scores.tile(rows)
         with self._lock:
             chosen = self._chosen = self._chosen or self._first_choice(rows)
         if not self._native:

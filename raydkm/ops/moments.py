@@ -75,7 +75,8 @@ class Extent:
 
     def bounds(self, frame: Frame, *, fine: bool = False) -> Bounds:
         """What sums over the rows in a frame are bounded by."""
-        return Bounds(self.rows, self.max_weight, self.bound(frame), fine)
+        rounding = 2.0**-23 if frame.unit else 0.0  # of rows of unit length, which may lie closer to the origin
+        return Bounds(self.rows, self.max_weight, self.bound(frame) + rounding, fine)
 
     def needs_fine(self, frame: Frame, sample: Tensor) -> bool:
         """Whether one grid is too coarse for sums of the rows, of which `sample` (m, d) are some.
@@ -153,7 +154,7 @@ def moment_statistics(frame: Frame, max_weight: float, *, covariance: bool) -> L
         for where, rows in batch.row_tiles(frame, dim, TILE if device.type == "cpu" else BATCH_ROWS * dim, buffer):
             weight, exact = weights[where], rows.double()
             first += torch.mv(exact.T, weight)
-            square += torch.mv(exact.square_().T, weight)
+            square += torch.mv(exact.square().T, weight)
             if covariance:  # weights relative to the largest, so that no product overflows
                 share = None if batch.weight is None else (weight / max_weight).to(frame.dtype)[:, None]
                 second.addmm_((rows.z if share is None else rows.z * share).T, rows.z)
@@ -173,7 +174,7 @@ def moments(statistics: Statistics, extent: Extent, frame: Frame, *, covariance:
     return Moments(
         rows=extent.rows,
         max_weight=extent.max_weight,
-        bound=extent.bound(frame),
+        bound=extent.bounds(frame).columns,
         weight=weight,
         mean=mean,
         square=float(statistics["square"]),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from raydkm.ops.cost import Costs
-from raydkm.ops.frame import Frame
+from raydkm.ops.frame import Frame, RowTile
 from raydkm.ops.kernels import squares
 
 
@@ -95,6 +95,20 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.prototypes)
+
+    def tile(self, rows: RowTile | Tensor) -> RowTile:
+        """Rows as a tile; a tensor z (n, d) will do where the frame's origin is that of the data.
+
+        Raises
+        ------
+        TypeError
+            If it is not: costs are of rows as they are stored.
+        """
+        if isinstance(rows, RowTile):
+            return rows
+        if self.costs.unit or bool(self.costs.shift.any()):
+            raise TypeError("rows in a frame of their own: give a RowTile")
+        return RowTile.at_origin(rows)
 
     def __call__(self, z: Tensor) -> Tensor:
         """Scores (n, K) of z (n, d)."""

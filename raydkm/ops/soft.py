@@ -57,7 +57,7 @@ class SoftAssignment:
         scale = 2.0 / scores.temperature / math.log(2.0)
         # a scaling of zero has the logarithm -inf: the kernels are of finite numbers
         self.logits = Scores(scores.prototypes * scale, (scores.bias * scale).clamp_(min=-1e30), scores.temperature)
-        self.costs = scores.costs
+        self.costs, self._tile = scores.costs, scores.tile
         self._native = scores.bias.dtype == torch.float32 and scores.bias.device.type == "cpu"
         self.temperature = scores.temperature
         self._rounded = 2.0**-24 * 2 / scores.temperature if scores.bias.dtype == torch.float32 else 0.0
@@ -66,7 +66,9 @@ class SoftAssignment:
         self._bias = float(scores.bias.abs().max()) + (0.0 if self.costs.linear else self._longest**2 / 2)
         self._buffer = Workspace()
 
-    def __call__(self, rows: RowTile) -> Posterior:
+    def __call__(self, rows: RowTile | Tensor) -> Posterior:
+        """Posteriors of rows, as of `Scores.tile`."""
+        rows = self._tile(rows)
         logits = self.logits(rows.z)
         return self._of_logits(rows, logits.sub_(logits.amax(1, keepdim=True)).mul_(math.log(2.0)))
 

@@ -45,8 +45,8 @@ class FusedLabels:
         self._rounding = rounding(scores)
 
     def __call__(self, rows: RowTile | Tensor) -> Tensor:
-        """Labels (n,) int64 of rows, or of z (n, d) float32 in the frame."""
-        rows = RowTile.at_origin(rows) if isinstance(rows, Tensor) else rows
+        """Labels (n,) int64 of rows, as of `Scores.tile`."""
+        rows = self._scores.tile(rows)
         return torch.cat([self._labels(part) for part in rows.split(OPERAND_SIZE // self._theta.high.shape[1])])
 
     def _labels(self, rows: RowTile) -> Tensor:

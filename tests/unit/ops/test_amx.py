@@ -18,7 +18,7 @@ from raydkm.ops import amx, amx_soft, candidates, kernels, rates
 from raydkm.ops.amx import ROWS, packed, product_int8, split
 from raydkm.ops.amx_soft import SoftByTiles
 from raydkm.ops.batch import HARD_TILE
-from raydkm.ops.frame import Frame, Shifted
+from raydkm.ops.frame import Frame, RowTile
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.last import LastPass
 from raydkm.ops.leading import Directions
@@ -63,7 +63,8 @@ def test_parts_leave_of_a_number_what_bf16_rounds_away() -> None:
 
 def sums(kind: type, scores: Scores, z: Tensor, weight: Tensor, cut: int, low: bool = False) -> tuple[Tensor, ...]:
     shift = torch.linspace(-1, 1, z.shape[1])
-    tiles = zip((Shifted(some + shift, shift) for some in z.split(cut)), weight.split(cut), strict=True)
+    frame = Frame("euclidean", shift.double())
+    tiles = zip((frame.tile(some + shift) for some in z.split(cut)), weight.split(cut), strict=True)
     bound = () if kind is SoftByProducts else (z.abs().amax(0).double(),)
     counts, found, entropy = kind(SoftAssignment(scores), *bound, low_precision_sums=low)(tiles)
     return counts.clone(), found.clone(), torch.tensor(entropy)
@@ -129,7 +130,7 @@ def test_posteriors_of_rows_far_longer_than_prototypes_are_as_near(dim: int, tim
         assign, q = SoftAssignment(scores), softmax(scores, z)
         kind = SoftByTiles(assign, z.abs().amax(0).double(), low_precision_sums=False)
         parts.add(kind._parts)
-        found = torch.cat([kind([(Shifted(row), one)])[0][None].clone() for row in z[::10].split(1)])
+        found = torch.cat([kind([(RowTile.at_origin(row), one)])[0][None].clone() for row in z[::10].split(1)])
         # three parts are as exact as float32 is
         off = 1e-3 + (float((assign(z).dense() - q).abs().max()) if kind._parts == 3 else 0.0)
         assert float((found - q[::10]).abs().max()) < off
@@ -178,12 +179,14 @@ def test_rows_may_be_shifted_as_they_are_read(precision: str) -> None:
     g = torch.Generator().manual_seed(0)
     x, shift = torch.randn(1000, 70, generator=g), torch.randn(70, generator=g, dtype=torch.float64).float().double()
     frame = Frame("euclidean", shift)
-    scores, into = scores_of(torch.randn(90, 70, generator=g)), torch.empty(1000, 70)
-    found = HardAssignment(scores, precision)(frame.shifted(x, into))
-    assert torch.equal(found, HardAssignment(scores, precision)(frame(x)))
-    assert torch.equal(found, reference(scores, frame(x)))
+    prototypes, into = torch.randn(90, 70, generator=g).double(), torch.empty(1000, 70)
+    scores = Scores.of(prototypes, torch.zeros(90, dtype=torch.float64), 0.0, frame)
+    found = HardAssignment(scores, precision)(frame.tile(x, into))
+    assert torch.equal(found, (x.double()[:, None] - (prototypes + shift)).square().sum(2).argmin(1))
     with pytest.raises(ValueError, match="71 columns in a frame of 70"):
-        frame.shifted(torch.zeros(3, 71), torch.empty(3, 71))
+        frame.tile(torch.zeros(3, 71), torch.empty(3, 71))
+    with pytest.raises(TypeError, match="give a RowTile"):
+        HardAssignment(scores, precision)(x)
 
 
 def test_what_is_known_of_rows_is_used_with_the_unit_and_without(without_unit: None) -> None:

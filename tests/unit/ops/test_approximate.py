@@ -15,14 +15,15 @@ from raydkm.ops.exact import Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.scores import Scores
-from raydkm.ops.statistics import cluster_fields
+from raydkm.ops.statistics import Bounds, cluster_fields
 
 CPU = torch.device("cpu")
 DIM = 6
 
 
 def scores_of(prototypes: np.ndarray, dtype: torch.dtype = torch.float32) -> Scores:
-    return Scores.of(torch.from_numpy(prototypes), torch.zeros(len(prototypes)), 0.0, dtype, CPU)
+    frame = Frame.identity("euclidean", prototypes.shape[1], dtype)
+    return Scores.of(torch.from_numpy(prototypes), torch.zeros(len(prototypes), dtype=torch.float64), 0.0, frame)
 
 
 def exactly(scores: Scores, z: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def test_misses_are_counted_on_evenly_spaced_rows_and_sums_are_of_the_labels(wei
     weight = rng.random(rows) if weighted else None
     scores, frame = scores_of(rng.standard_normal((clusters, DIM))), Frame.identity("euclidean", DIM)
     bound = torch.from_numpy(np.abs(x).max(0)).double()
-    into = Statistics((*cluster_fields(clusters, rows, 1.0, bound, hard=True), *MISS_FIELDS))
+    into = Statistics((*cluster_fields(clusters, Bounds(rows, 1.0, bound)), *MISS_FIELDS))
     local, assign = approximate_statistics(scores, frame, part, rows, precision="fp32"), CellAssignment(scores, part)
     labels, missed = [], 0
     for batch in RowSource.from_array(x, weight).batches():
@@ -100,7 +101,7 @@ def test_misses_are_counted_on_evenly_spaced_rows_and_sums_are_of_the_labels(wei
 @pytest.mark.parametrize(("rows", "sampled"), [(BATCH_ROWS, 64), (10**6, 33), (10**9, 1), (10**12, 1)])
 def test_about_8192_rows_are_sampled_and_one_of_each_batch_at_the_least(rows: int, sampled: int, rng) -> None:
     into = Statistics(
-        (*cluster_fields(20, rows, 1.0, torch.full((DIM,), 9.0, dtype=torch.float64), hard=True), *MISS_FIELDS)
+        (*cluster_fields(20, Bounds(rows, 1.0, torch.full((DIM,), 9.0, dtype=torch.float64))), *MISS_FIELDS)
     )
     local = approximate_statistics(
         scores_of(rng.standard_normal((20, DIM))), Frame.identity("euclidean", DIM), 1 / 4, rows, precision="fp32"

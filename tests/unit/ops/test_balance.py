@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from raydkm.ops import balance
+from raydkm.ops.frame import Frame
 from raydkm.ops.scores import Scores
 from raydkm.ops.soft import SoftAssignment
 
@@ -18,7 +19,12 @@ BETAS = [0.1, 0.5, 0.9]
 
 def targets(z: NDArray, prototypes: NDArray, temperature: float, log_s: torch.Tensor) -> NDArray[np.float64]:
     """q (n, K) of the package, in float64."""
-    scores = Scores.of(torch.from_numpy(prototypes), log_s, temperature, torch.float64, torch.device("cpu"))
+    scores = Scores.of(
+        torch.from_numpy(prototypes),
+        log_s,
+        temperature,
+        Frame.identity("euclidean", prototypes.shape[1], torch.float64),
+    )
     return SoftAssignment(scores)(torch.from_numpy(z)).dense().numpy()
 
 

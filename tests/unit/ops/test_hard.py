@@ -5,32 +5,41 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from raydkm.ops import screen
-from raydkm.ops.frame import Shifted
-from raydkm.ops.hard import TIE, HardAssignment
-from raydkm.ops.kernels import LOST
+from raydkm.ops.frame import Frame, RowTile
+from raydkm.ops.hard import HardAssignment
 from raydkm.ops.leading import Directions
 from raydkm.ops.scores import Scores
 from raydkm.ops.screen import SCREENS, FullScreen, Int8Screen, LeadingScreen, Screen
 
-CPU = torch.device("cpu")
-
 
 def scores_of(prototypes: Tensor, log_s: Tensor | None = None, temperature: float = 0.0) -> Scores:
     log_s = torch.zeros(len(prototypes), dtype=torch.float64) if log_s is None else log_s
-    return Scores.of(prototypes.double(), log_s, temperature, torch.float32, CPU)
+    return Scores.of(prototypes.double(), log_s, temperature, Frame.identity("euclidean", prototypes.shape[1]))
 
 
 def reference(scores: Scores, z: Tensor) -> Tensor:
-    """The first of the prototypes whose float64 score is the highest, to within the tolerance of a tie."""
-    exact = z.double() @ scores.prototypes.double().T + scores.bias.double()
-    norm = torch.linalg.vector_norm(z.double(), dim=1) + LOST * z.shape[1] ** 0.5
-    highest, best = exact.max(1)
-    size = torch.linalg.vector_norm(scores.prototypes.double(), dim=1)
-    scale = norm * size[best] + scores.bias.double().abs()[best]
-    return (exact >= (highest - TIE * scale)[:, None]).int().argmax(1)
+    """The first of the prototypes of the least cost, by differences in float64."""
+    costs = scores.costs
+    return (sequential_squares(z.double().numpy(), costs.prototypes.numpy()) - costs.offset).argmin(1)
+
+
+def sequential_squares(x: NDArray, centres: NDArray) -> Tensor:
+    """Squared distances (n, K), each added up as `raydkm.ops.cost` documents: in eight sums, then the rest."""
+    whole = x.shape[1] // 8 * 8
+    lanes = np.zeros((len(x), len(centres), 8))
+    for start in range(0, whole, 8):
+        part = slice(start, start + 8)
+        lanes += (x[:, None, part] - centres[None, :, part]) ** 2
+    while lanes.shape[2] > 1:
+        lanes = lanes[:, :, ::2] + lanes[:, :, 1::2]
+    total = lanes[:, :, 0]
+    for j in range(whole, x.shape[1]):
+        total = total + (x[:, None, j] - centres[None, :, j]) ** 2
+    return torch.from_numpy(total)
 
 
 def screen_of(assign: HardAssignment) -> Screen:
@@ -166,7 +175,7 @@ def test_tensor_operations_decide_as_the_kernel_does(case) -> None:  # they are 
 def test_a_screen_that_leaves_too_many_candidates_is_given_up() -> None:
     z, prototypes = tight_bundle(torch.Generator().manual_seed(0), 300, 16, 200)
     assign = HardAssignment(scores_of(prototypes), "int8")
-    assert isinstance(assign._first_choice(Shifted(z)).screen, Int8Screen)
+    assert isinstance(assign._first_choice(RowTile.at_origin(z)).screen, Int8Screen)
     assign(z)
     assert isinstance(screen_of(assign), FullScreen)
 

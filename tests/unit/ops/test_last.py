@@ -13,7 +13,7 @@ from raydkm.ops.hard import HardAssignment
 from raydkm.ops.last import LastPass
 from raydkm.ops.leading import Directions
 from raydkm.ops.scores import Scores
-from raydkm.ops.statistics import cluster_fields, hard_statistics
+from raydkm.ops.statistics import Bounds, cluster_fields, hard_statistics
 from tests.unit.ops.test_hard import CASES, PRECISIONS, reference, scores_of
 
 ROWS, DIM, CLUSTERS = 600, 48, 300
@@ -91,7 +91,7 @@ def test_sums_go_on_from_those_of_the_last_pass(weighted: bool) -> None:
     x = torch.randn(5000, 9, generator=g)
     weight = torch.rand(5000, generator=g, dtype=torch.float64) if weighted else None
     batches = [Batch(at, x[at : at + 4096], None if weight is None else weight[at : at + 4096]) for at in (0, 4096)]
-    fields = cluster_fields(40, len(x), 1.0, x.abs().amax(0).double(), hard=True)
+    fields = cluster_fields(40, Bounds(len(x), 1.0, x.abs().amax(0).double()))
     frame, last, directions = Frame.identity("euclidean", 9), LastPass(), Directions.of(x)
     prototypes = x[:40].clone()
 

@@ -37,7 +37,7 @@ def test_moments_are_those_of_float64(dtype, metric: str, seed: int, weighted: b
     identity = Frame.identity(metric, 4, dtype)
     extent, frame = Extent.of(batch_of(x, weight), identity), identity.centred_at(torch.from_numpy(exact[:50].mean(0)))
     statistics = Statistics(moment_fields(extent, frame, covariance=True))
-    moment_statistics(frame, covariance=True)(batch_of(x, weight), statistics)
+    moment_statistics(frame, extent.max_weight, covariance=True)(batch_of(x, weight), statistics)
     found = moments(statistics, extent, frame, covariance=True)
 
     z = exact - frame.shift.numpy()
@@ -74,7 +74,7 @@ def test_equal_rows_have_no_variance_and_no_collapse_temperature() -> None:
     extent = extent_of(x)
     frame = Frame.identity("euclidean", 3).centred_at(torch.full((3,), 3.25))
     statistics = Statistics(moment_fields(extent, frame, covariance=True))
-    moment_statistics(frame, covariance=True)(batch_of(x), statistics)
+    moment_statistics(frame, extent.max_weight, covariance=True)(batch_of(x), statistics)
     found = moments(statistics, extent, frame, covariance=True)
     assert found.column_variance == 0
     assert collapse_temperature(found.covariance) == 0

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from raydkm.ops.frame import Frame
 from raydkm.ops.scores import Scores
 from raydkm.ops.soft import Posterior, SoftAssignment
 
@@ -14,7 +15,12 @@ CPU = torch.device("cpu")
 
 
 def posterior_of(z: NDArray, prototypes: NDArray, log_s: NDArray, temperature: float, dtype: torch.dtype) -> Posterior:
-    scores = Scores.of(torch.from_numpy(prototypes), torch.from_numpy(log_s), temperature, dtype, CPU)
+    scores = Scores.of(
+        torch.from_numpy(prototypes),
+        torch.from_numpy(log_s),
+        temperature,
+        Frame.identity("euclidean", prototypes.shape[1], dtype),
+    )
     return SoftAssignment(scores)(torch.from_numpy(z).to(dtype))
 
 

@@ -15,7 +15,7 @@ from raydkm.ops.batch import BATCH_ROWS, Batch
 from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.scores import Scores
-from raydkm.ops.statistics import Local, cluster_fields, hard_statistics, soft_statistics
+from raydkm.ops.statistics import Bounds, Local, cluster_fields, hard_statistics, soft_statistics
 
 CPU = torch.device("cpu")
 ROWS, DIM = 3 * BATCH_ROWS + 500, 5
@@ -32,9 +32,9 @@ class Setting:
         self.frame = Frame.identity("euclidean", DIM, dtype)
         log_s = torch.from_numpy(0.5 * rng.standard_normal(clusters))
         prototypes = torch.from_numpy(rng.standard_normal((clusters, DIM)))
-        self.scores = Scores.of(prototypes, log_s, 1.5, dtype, CPU)
+        self.scores = Scores.of(prototypes, log_s, 1.5, Frame.identity("euclidean", prototypes.shape[1], dtype))
         self.bound = torch.from_numpy(np.abs(self.x).max(0)).double()
-        self.fields = cluster_fields(clusters, ROWS, 3.0, self.bound, hard=False)
+        self.fields = cluster_fields(clusters, Bounds(ROWS, 3.0, self.bound))
 
     def local(self, kind: str) -> Local:
         if kind == "soft":
@@ -147,7 +147,7 @@ def exponents(fields: tuple[Field, ...]) -> dict[str, int]:
 
 
 def test_the_grids_hold_ten_to_the_twelfth_rows_and_still_resolve_them() -> None:
-    fields = exponents(cluster_fields(1000, 10**12, 1.0, torch.full((768,), 100.0), hard=True))
+    fields = exponents(cluster_fields(1000, Bounds(10**12, 1.0, torch.full((768,), 100.0))))
     assert 10**12 * 100 * 2.0 ** fields["sums"] < 2**62
     assert 10**12 * (math.log(1000) + 1) * 2.0 ** fields["entropy"] < 2**62
     assert 10**12 * 2.0 ** fields["counts"] < 2**62
@@ -160,12 +160,11 @@ def test_counts_and_sums_stay_exact_beyond_two_to_the_24th() -> None:
     x = np.random.default_rng(0).integers(-8, 8, size=(rows, 2)).astype(np.float32)
     weight = np.full(rows, 4097.0)  # 2**26.3 altogether, at which a float32 count has long stood still
     bound = torch.full((2,), 8.0, dtype=torch.float64)
-    scores = Scores.of(
-        torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 1.0, torch.float32, CPU
-    )
+    frame = Frame.identity("euclidean", 2)
+    scores = Scores.of(torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 1.0, frame)
     source = RowSource.from_array(x, weight)
-    into = Statistics(cluster_fields(1, rows, 4097.0, bound, hard=True))
-    local = hard_statistics(scores, Frame.identity("euclidean", 2), precision="fp32")
+    into = Statistics(cluster_fields(1, Bounds(rows, 4097.0, bound)))
+    local = hard_statistics(scores, frame, precision="fp32")
     for batch in source.batches():
         local(batch, into)
     assert into["counts"].item() == 4097 * rows

@@ -77,8 +77,8 @@ if INTERPRETED:
     from raydkm.ops.fused import fused_hard_statistics
     from raydkm.ops.scores import Scores
     from raydkm.ops.segment import segment_sums
-    from raydkm.ops.statistics import cluster_fields, hard_statistics, soft_statistics
-    from raydkm.ops.triton_hard import FusedLabels, exact_labels
+    from raydkm.ops.statistics import Bounds, cluster_fields, hard_statistics, soft_statistics
+    from raydkm.ops.triton_hard import FusedLabels
     from raydkm.ops.triton_product import BLOCK_N, split
     from raydkm.ops.triton_soft import FusedSoft
 
@@ -86,7 +86,7 @@ if INTERPRETED:
 
     def scores_of(prototypes: Tensor, temperature: float = 0.0, log_s: Tensor | None = None) -> Scores:
         log_s = torch.zeros(len(prototypes), dtype=torch.float64) if log_s is None else log_s
-        return Scores.of(prototypes.double(), log_s, temperature, torch.float32, CPU)
+        return Scores.of(prototypes.double(), log_s, temperature, Frame.identity("euclidean", prototypes.shape[1]))
 
     def reference(scores: Scores, z: Tensor) -> Tensor:
         """Float64 scores (n, K), added up in the same order for every prototype."""
@@ -175,15 +175,13 @@ if INTERPRETED:
     def test_labels_are_the_first_best_of_float64(case, shape: tuple[int, int, int]) -> None:
         z, prototypes = case(torch.Generator().manual_seed(sum(shape)), *shape)
         scores = scores_of(prototypes)
-        expected = first_best(reference(scores, z))
-        assert torch.equal(FusedLabels(scores)(z), expected)
-        assert torch.equal(exact_labels(z, scores), expected)
+        assert torch.equal(FusedLabels(scores)(z), scores.costs.labels(z))
 
     def test_labels_follow_balance_scalings() -> None:
         g = torch.Generator().manual_seed(0)
         z, prototypes = scattered(g, 100, 20, 40)
         scores = scores_of(prototypes, 20.0, 3 * torch.randn(40, generator=g, dtype=torch.float64))
-        assert torch.equal(FusedLabels(scores)(z), first_best(reference(scores, z)))
+        assert torch.equal(FusedLabels(scores)(z), scores.costs.labels(z))
 
     @pytest.mark.parametrize("case", [scattered, far_offset, rows_of_many_magnitudes, denormal, squares_underflow])
     @pytest.mark.parametrize("split_product", [False, True])
@@ -294,7 +292,7 @@ if INTERPRETED:
         scores = scores_of(normal(torch.Generator().manual_seed(1), 6, 3), 1.0)
         frame = Frame.identity("euclidean", 3)
         bound = whole.rows.abs().amax(0).double()
-        fields = cluster_fields(6, ROWS, 3.0, bound, hard=False)
+        fields = cluster_fields(6, Bounds(ROWS, 3.0, bound))
         monkeypatch.setattr("raydkm.ops.statistics.serves", lambda scores: True)
         if kind == "hard":
             local = hard_statistics(scores, frame, precision="auto")
@@ -316,7 +314,7 @@ if INTERPRETED:
         g = torch.Generator().manual_seed(0)
         z, prototypes = scattered(g, 500, 7, 300)
         frame, scores = Frame.identity("euclidean", 7), scores_of(prototypes)
-        fields = cluster_fields(300, 500, 1.0, z.abs().amax(0).double(), hard=True)
+        fields = cluster_fields(300, Bounds(500, 1.0, z.abs().amax(0).double()))
         fused, plain, seen = Statistics(fields), Statistics(fields), []
         batch = Batch(40, z, None)
         fused_hard_statistics(scores, frame, on_labels=lambda first, labels: seen.append((first, labels)))(batch, fused)
