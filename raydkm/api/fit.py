@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -78,6 +79,7 @@ def fit(
     Returns
     -------
     Model
+        With the rows' `labels`, but for a fit on Ray.
 
     Raises
     ------
@@ -95,10 +97,10 @@ def fit(
                 return before
         check_free(out, overwrite=overwrite)
         check_apart(out, [*(find_files(data) if names_files(data) else []), *named])
-    model, _ = fit_model(data, config, made, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
+    model, labels = fit_model(data, config, made, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
     if out is not None:
         model.save(out, overwrite=overwrite)
-    return model
+    return replace(model, labels=labels)
 
 
 def fit_model(

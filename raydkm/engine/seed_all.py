@@ -96,7 +96,7 @@ class SeedingOfAll:
         """Move every row's distance on to the candidates added since the last pass."""
         new, first, facts = self.candidates[self._counted :], self._counted, self._facts
         square = 4 * facts.bound.square().sum()
-        potential = facts.bounds.field("potential", (), square, fine=True)
+        potential = facts.bounds.field("potential", (), square, grids=2)
         shares = facts.bounds.field("owned", (len(self.candidates),))
         fields = (potential, shares, ROWS) if owned else (potential, ROWS)
 

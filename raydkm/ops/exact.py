@@ -4,8 +4,8 @@ Every addend is rounded once to a fixed-point grid of step 2^-e and added as int
 hence the total does not depend on who added what when. The exponent follows from a bound of the total, so that int64
 cannot overflow.
 
-A sum of addends of very different sizes has two grids: what rounding to the first leaves is added on a second, finer
-one, so that rows of 1e-6 count beside one of 1e14.
+A sum of addends of very different sizes has more than one grid: what rounding to the first leaves is added on a second,
+finer one, and so on, so that rows of 1e-6 count beside one of 1e14.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ class Field:
     name : str
     shape : tuple of int
     grid : Grid
-    fine : Grid, optional
-        A second grid, for what the first one leaves.
+    finer : tuple of Grid
+        Further grids, each for what the ones before it leave.
     """
 
     name: str
     shape: tuple[int, ...]
     grid: Grid
-    fine: Grid | None = None
+    finer: tuple[Grid, ...] = ()
 
     @property
     def size(self) -> int:
         """Integers that the sum takes."""
-        return prod(self.shape) * (1 if self.fine is None else 2)
+        return prod(self.shape) * (1 + len(self.finer))
 
 
 class Statistics:
@@ -97,17 +97,14 @@ class Statistics:
         self.fields = fields
         size = sum(field.size for field in fields)
         self.buffer = torch.zeros(size, dtype=torch.int64, device=device) if buffer is None else buffer
-        self._parts: dict[str, tuple[Tensor, Grid]] = {}
-        self._fine: dict[str, tuple[Tensor, Grid]] = {}
+        self._parts: dict[str, list[tuple[Tensor, Grid]]] = {field.name: [] for field in fields}
         self._lock = Lock()
         start = 0
         for field in fields:
-            stop = start + prod(field.shape)
-            self._parts[field.name] = (self.buffer[start:stop].view(field.shape), field.grid)
-            if field.fine is not None:
-                start, stop = stop, start + field.size
-                self._fine[field.name] = (self.buffer[start:stop].view(field.shape), field.fine)
-            start = stop
+            for grid in (field.grid, *field.finer):
+                stop = start + prod(field.shape)
+                self._parts[field.name].append((self.buffer[start:stop].view(field.shape), grid))
+                start = stop
 
     def copy(self) -> Statistics:
         return Statistics(self.fields, self.buffer.clone())
@@ -120,28 +117,34 @@ class Statistics:
         return self
 
     def add(self, name: str, x: Tensor | float) -> None:
-        """Round `x` to the field's grid and add it in place."""
-        part, grid = self._parts[name]
-        if name in self._fine:
-            self._add_in_two(name, torch.as_tensor(x, dtype=torch.float64).to(part.device))
-            return
-        if isinstance(x, Tensor) and part.dim() and part.device.type == "cpu":
+        """Round `x` to the field's grids and add it in place."""
+        [(part, grid), *finer] = self._parts[name]
+        if isinstance(x, Tensor) and part.dim() and part.device.type == "cpu" and not finer:
             columns = part.shape[-1]
             into, rows = part.view(-1, columns).numpy(), x.reshape(-1, columns).numpy()
             with self._lock:
                 add_rounded(into, rows, grid.scale.expand(columns).numpy())
             return
-        units = grid.units(x.to(part.device)) if isinstance(x, Tensor) else int(np.rint(x * float(grid.scale)))
+        units = self._units(name, torch.as_tensor(x, dtype=torch.float64))
         with self._lock:
-            part += units
+            for (part, _), own in zip(self._parts[name], units, strict=True):
+                part += own
 
-    def _add_in_two(self, name: str, x: Tensor) -> None:
-        (part, grid), (rest, fine) = self._parts[name], self._fine[name]
-        units = grid.units(x)
-        left = fine.units(x - grid.value(units))
+    def add_each(self, name: str, x: Tensor) -> None:
+        """Round every number of `x` (n,), and add it to the field (), so that it does not matter how rows are cut."""
+        totals = [units.sum() for units in self._units(name, x)]
         with self._lock:
-            part += units
-            rest += left
+            for (part, _), total in zip(self._parts[name], totals, strict=True):
+                part += total
+
+    def _units(self, name: str, x: Tensor) -> list[Tensor]:
+        """`x` in multiples of the steps of a field's grids, each of what the ones before it leave."""
+        units = []
+        for part, grid in self._parts[name]:
+            x = x.to(part.device, torch.float64)
+            units.append(grid.units(x))
+            x = x - grid.value(units[-1])
+        return units
 
     def add_rows(
         self,
@@ -159,55 +162,35 @@ class Statistics:
         for none.
         """
         assert (weight is None and shift is None) or x.dim() == 2
-        part, grid = self._parts[name]
-        if part.device.type == "cpu":
+        parts = self._parts[name]
+        if parts[0][0].device.type == "cpu":
             whose, old = index.numpy(), np.full(len(x), -1, np.int32) if before is None else before.numpy()
             columns = 1 if x.dim() == 1 else x.shape[1]
             less = np.zeros(columns) if shift is None else shift.numpy()
             weights = np.empty(0) if weight is None else weight.numpy()
-            add, grids = add_rows, [(part, grid)]
-            if name in self._fine:
-                add, grids = add_rows_in_two, [*grids, self._fine[name]]
-            into = (each.view(-1, columns).numpy() for each, _ in grids)
-            scales = (each.scale.expand(columns).numpy() for _, each in grids)
+            into = [part.view(-1, columns).numpy() for part, _ in parts]
+            scales = [grid.scale.expand(columns).numpy() for _, grid in parts]
             rows = x.contiguous().view(-1, columns).numpy()
             with self._lock:
-                if x.dim() == 1 and name not in self._fine:
-                    add_numbers(part.numpy(), whose, old, rows[:, 0], float(grid.scale))
+                if len(parts) > 1:
+                    add_rows_in_two(*into, whose, old, rows, less, weights, *scales)
+                elif x.dim() == 1:
+                    add_numbers(into[0][:, 0], whose, old, rows[:, 0], scales[0][0])
                 else:
-                    add(*into, whose, old, rows, less, weights, *scales)
+                    add_rows(into[0], whose, old, rows, less, weights, scales[0])
             return
         assert before is None
-        x = (x if shift is None else x.double() - shift).to(part.device)
-        x = x if weight is None else x * weight.to(x.device)[:, None]
-        index, units = index.to(part.device), grid.units(x)
+        x = x if shift is None else x.double() - shift
+        units = self._units(name, x if weight is None else x * weight.to(x.device)[:, None])
         with self._lock:
-            part.index_add_(0, index, units)
-            if name in self._fine:
-                rest, fine = self._fine[name]
-                rest.index_add_(0, index, fine.units(x - grid.value(units)))
-
-    def add_each(self, name: str, x: Tensor) -> None:
-        """Round every number of `x` (n,), and add it to the field (), so that it does not matter how rows are cut."""
-        part, grid = self._parts[name]
-        units = grid.units(x.to(part.device))
-        total = units.sum()
-        left = None
-        if name in self._fine:
-            left = self._fine[name][1].units(x.to(part.device) - grid.value(units)).sum()
-        with self._lock:
-            part += total
-            if left is not None:
-                self._fine[name][0].add_(left)
+            for (part, _), own in zip(parts, units, strict=True):
+                part.index_add_(0, index.to(part.device), own)
 
     def parts(self, name: str) -> list[Tensor]:
         """The int64 multiples of the steps of a field's grids."""
-        return [self._parts[name][0], *([self._fine[name][0]] if name in self._fine else [])]
+        return [part for part, _ in self._parts[name]]
 
     def __getitem__(self, name: str) -> Tensor:
         """The value of a sum, float64."""
-        part, grid = self._parts[name]
-        if name not in self._fine:
-            return grid.value(part)
-        rest, fine = self._fine[name]
-        return grid.value(part) + fine.value(rest)
+        first, *others = (grid.value(part) for part, grid in self._parts[name])
+        return sum(others, first)

@@ -83,10 +83,12 @@ class Extent:
 
         Its step, by the least weight, is compared with the gaps between neighbouring values of a column.
         """
-        values = sample[:GAP_ROWS].double().sort(0).values
-        gaps = values.diff(dim=0)
-        gaps[gaps == 0] = torch.inf
-        small = gaps.quantile(0.1, dim=0, interpolation="lower") if len(gaps) else values.new_full((1,), torch.inf)
+        gaps = sample[:GAP_ROWS].double().sort(0).values.diff(dim=0)
+        gaps = gaps.masked_fill_(gaps == 0, torch.inf).sort(0).values
+        if not len(gaps):
+            return False
+        tenth = (gaps.isfinite().sum(0, keepdim=True) // 10).clamp_(max=len(gaps) - 1)
+        small = gaps.gather(0, tenth)[0]
         coarse = self.rows * self.max_weight / self.min_weight * self.bound(frame) * 2.0**-61
         return bool((coarse > 2.0**-10 * small).any()) or self.max_weight > WEIGHTS_ALIKE * self.min_weight
 
@@ -135,9 +137,9 @@ def moment_fields(extent: Extent, frame: Frame, *, covariance: bool) -> tuple[Fi
     bounds = extent.bounds(frame)
     columns = bounds.columns
     fields = (
-        bounds.field("weight", (), fine=True),
-        bounds.field("first", columns.shape, columns, fine=True),
-        bounds.field("square", (), columns.square().sum(), fine=True),
+        bounds.field("weight", (), grids=2),
+        bounds.field("first", columns.shape, columns, grids=2),
+        bounds.field("square", (), columns.square().sum(), grids=2),
     )
     second = (bounds.field("second", (len(columns), len(columns)), columns * columns.max()),) if covariance else ()
     return (*fields, *second, ROWS)

@@ -63,15 +63,20 @@ class Bounds:
     columns: Tensor
     fine: bool = False
 
-    def field(self, name: str, shape: tuple[int, ...], bound: Tensor | float = 1.0, *, fine: bool = False) -> Field:
+    def field(self, name: str, shape: tuple[int, ...], bound: Tensor | float = 1.0, *, grids: int = 1) -> Field:
         """A field for sums of w_i x_i with |x_i| <= bound, a number or one for each column."""
-        grid = Grid.holding(self.rows * self.max_weight * bound)
-        return Field(name, shape, grid, grid.finer(self.rows) if fine else None)
+        several = [Grid.holding(self.rows * self.max_weight * bound)]
+        while len(several) < grids:
+            several.append(several[-1].finer(self.rows))
+        return Field(name, shape, several[0], tuple(several[1:]))
 
     def within_clusters(self, farthest: float) -> tuple[Field, ...]:
-        """sum w_i ||z_i - theta_k||^2 of points at most so far from the origin, on two grids, and the rows."""
+        """sum w_i ||z_i - theta_k||^2 of points at most so far from the origin, and the rows.
+
+        Squares of distances from one unit in the last place to the range of the data take three grids.
+        """
         square = (float(torch.linalg.vector_norm(self.columns)) + farthest) ** 2
-        return self.field("within", (), 1.01 * square, fine=True), ROWS
+        return self.field("within", (), 1.01 * square, grids=3), ROWS
 
 
 def cluster_fields(clusters: int, bounds: Bounds) -> tuple[Field, ...]:
@@ -79,9 +84,10 @@ def cluster_fields(clusters: int, bounds: Bounds) -> tuple[Field, ...]:
 
     Hard statistics are rounded row by row, soft ones batch by batch.
     """
+    grids = 2 if bounds.fine else 1
     return (
-        bounds.field("counts", (clusters,), fine=bounds.fine),
-        bounds.field("sums", (clusters, len(bounds.columns)), bounds.columns, fine=bounds.fine),
+        bounds.field("counts", (clusters,), grids=grids),
+        bounds.field("sums", (clusters, len(bounds.columns)), bounds.columns, grids=grids),
         bounds.field("entropy", (), math.log(clusters) + 1),
         ROWS,
     )
