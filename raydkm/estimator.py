@@ -259,6 +259,36 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         self._keep(model, labels)
         return self
 
+    @classmethod
+    def from_model(cls, model: Model) -> DKMeans:
+        """A fitted estimator of a model, with the parameters of its fit; `labels_` are those the model still has.
+
+        Raises
+        ------
+        ConfigError
+            If the model makes features of rows, which an estimator does not: the model itself predicts.
+
+        Examples
+        --------
+        >>> import numpy as np, raydkm
+        >>> model = raydkm.fit(np.array([[0.0], [1], [9], [10]]), clusters=2, objective="kmeans")
+        >>> DKMeans.from_model(model).predict([[2.0], [8]]).tolist() == model.predict([[2.0], [8]]).tolist()
+        True
+        """
+        if model.features is not None:
+            raise ConfigError(
+                "the model maps or encodes rows, which DKMeans does not; use model.predict, or a Pipeline"
+            )
+        config = model.config.model_dump()
+        names = {"n_clusters": "clusters", "random_state": "seed"}
+        values = {name: config.get(names.get(name, name)) for name in cls().get_params()}
+        if values["init"] == "array":
+            values["init"] = model.cluster_centers
+        made = cls(**values)
+        made._running, made.n_steps_ = None, 0
+        made._keep(model, model.labels)
+        return made
+
     def predict(self, X: Any) -> NDArray[np.int64]:  # noqa: N803
         """Cluster (n,) of each row: the one of the highest posterior, without balance the nearest prototype.
 
