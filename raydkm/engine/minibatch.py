@@ -25,6 +25,7 @@ from raydkm.errors import ConfigError
 from raydkm.model import Model
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.distance import DistanceObjective
+from raydkm.ops.distances import Points, keep_nearest, no_candidate
 from raydkm.ops.frame import Frame
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.moments import Extent
@@ -141,12 +142,11 @@ def step(running: Running, passes: Passes, config: FitConfig) -> Running:
 
 def _seeded(look: Survey, config: FitConfig, frame: Frame) -> Tensor:
     """The best of `n_init` seedings, by the weighted squares of the distances to them."""
-    z, weight = frame(look.sample_rows), look.sample_weight
+    points = Points.of(replace(frame, dtype=torch.float64)(look.sample_rows))
 
     def squares(prototypes: Tensor) -> float:
-        scores = Scores.of(prototypes, torch.zeros(len(prototypes)), 0.0, frame.dtype, prototypes.device)
-        nearest = HardAssignment(scores, config.precision)
-        parts = zip(z.split(1024), weight.split(1024), strict=True)
-        return sum(float(w @ (part - scores.prototypes[nearest(part)]).double().square().sum(1)) for part, w in parts)
+        nearest, owner = no_candidate(len(points))
+        keep_nearest(points, Points.of(prototypes), 0, nearest, owner)
+        return float(look.sample_weight @ nearest)
 
     return min(map(seedings(look, config, frame), range(config.n_init)), key=squares)
