@@ -29,19 +29,27 @@ def placed_at_farthest(objective: Objective, before: State, after: State, counts
 
 
 def farthest_rows(objective: Objective, state: State, passes: Passes, count: int) -> Tensor:
-    """Up to `count` different rows (m, d) of float64, in the frame, farthest first, in one pass."""
+    """Up to `count` different rows (m, d) of float64, in the frame, farthest first, in one pass.
+
+    Distances are of differences in float64. A row is away from its prototype if they differ by more than the grid does
+    on which rows are summed.
+    """
     frame, scores = objective.setting.frame, objective.scores(state)
     assign, sketch = HardAssignment(scores, objective.setting.precision), Smallest(count)
+    exact, prototypes = replace(frame, dtype=torch.float64), state.prototypes.to(passes.device)
+    [grid] = [field.grid for field in objective.fields(state) if field.name == "sums"]
+    rounding = float(grid.scale.reciprocal().square().sum().sqrt())
 
     def local(batch: Batch, into: Statistics) -> None:
-        squares = torch.empty(len(batch), dtype=torch.float64)
+        distances = torch.empty(len(batch))
         for where, z in batch.tiles(frame, len(scores), HARD_TILE):
-            squares[where] = (z - scores.prototypes[assign(z)]).square().sum(1).double().cpu()
+            difference = exact(batch.rows[where]) - prototypes[assign(z)]
+            distances[where] = torch.linalg.vector_norm(difference, dim=1).float().cpu()
         rows = batch.rows.cpu().numpy()
         # equally far rows are told apart by their contents, in the bits that float32 does not use
         apart = 1 + content_hashes(rows, None).astype(np.float64) * 2.0**-92
-        away = (squares > 0).numpy() & (batch.weights() > 0).cpu().numpy()
-        sketch.add(np.where(away, -squares.numpy() * apart, np.inf), rows, None)
+        away = (distances > rounding).numpy() & (batch.weights() > 0).cpu().numpy()
+        sketch.add(np.where(away, -distances.double().numpy() * apart, np.inf), rows, None)
         into.add("rows", len(batch))
 
     passes.sum((ROWS,), local)
@@ -50,4 +58,4 @@ def farthest_rows(objective: Objective, state: State, passes: Passes, count: int
         return torch.empty(0, scores.prototypes.shape[1], dtype=torch.float64)
     keys, rows = (np.concatenate([part[column] for part in parts]) for column in (0, 3))
     _, places = np.unique(keys, return_index=True)
-    return frame(torch.from_numpy(rows[places[:count]])).double()
+    return exact(torch.from_numpy(rows[places[:count]]))

@@ -153,9 +153,7 @@ def seeded_of_all(
         first = look.sample_rows[restart % len(look.sample_rows)][None]
         draws = int(rng.integers(2**62))
         # neither is held while the other is: each takes BYTES_A_ROW
-        rows = SEEDINGS_OF_ALL[config.init](
-            SeedingOfAll(passes, frame, facts, first, seed=draws), config.clusters, rng
-        )
+        rows = SEEDINGS_OF_ALL[config.init](SeedingOfAll(passes, frame, facts, first, seed=draws), config.clusters, rng)
         rows = passes.comm.all_gather(rows)[0]
         found.append((SeedingOfAll(passes, frame, facts, rows).measured(), rows))
     reached = [value / facts.weight for value, _ in found]
