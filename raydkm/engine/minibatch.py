@@ -27,7 +27,6 @@ from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.distance import DistanceObjective
 from raydkm.ops.distances import Points, keep_nearest, no_candidate
 from raydkm.ops.frame import Frame
-from raydkm.ops.hard import HardAssignment
 from raydkm.ops.moments import Extent
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import cluster_fields, hard_statistics, soft_statistics
