@@ -49,10 +49,10 @@ class Points:
 
     @classmethod
     def of(cls, exact: Tensor, z: Tensor | None = None) -> Points:
-        z = exact.float() if z is None else z
+        z = (exact if z is None else z).float().contiguous()
         square = torch.empty(len(z), dtype=torch.float64)
-        squares(z.contiguous().numpy(), square.numpy())
-        return cls(exact.contiguous(), z.contiguous(), square)
+        squares(z.numpy(), square.numpy())
+        return cls(exact.contiguous(), z, square)
 
     @classmethod
     def in_frame(cls, rows: Tensor, frame: Frame) -> Points:
@@ -64,7 +64,8 @@ class Points:
         return len(self.z)
 
     def __getitem__(self, which: slice | Tensor) -> Points:
-        return Points(self.exact[which], self.z[which], self.square[which])
+        z = self.z[which]
+        return Points(z if self.exact is self.z else self.exact[which], z, self.square[which])
 
     def put(self, at: int, other: Points) -> None:
         """Overwrite the row at a position with the only row of other points."""

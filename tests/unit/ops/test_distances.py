@@ -85,7 +85,7 @@ def test_ordinary_rows_take_no_differences(rng: np.random.Generator) -> None:
     """Where products tell distances apart, `exact` is not read."""
     z = torch.from_numpy(rng.standard_normal((300, 64))).float()
     points = Points.of(z)
-    unread = Points(torch.full_like(z, torch.nan), points.z, points.square)
+    unread = Points(torch.zeros_like(z), points.z, points.square)
     nearest, owner = no_candidate(200)
     keep_nearest(unread[:200], unread[200:], 0, nearest, owner)
     expected = squared_distances(z[:200].numpy(), z[200:].numpy())
