@@ -12,6 +12,7 @@ from raydkm.engine.passes import Passes
 from raydkm.objectives import Objective, State
 from raydkm.ops.batch import HARD_TILE, Batch
 from raydkm.ops.exact import Statistics
+from raydkm.ops.frame import Frame
 from raydkm.ops.hard import HardAssignment
 from raydkm.ops.keys import content_hashes
 from raydkm.ops.sample import Smallest
@@ -36,14 +37,14 @@ def farthest_rows(objective: Objective, state: State, passes: Passes, count: int
     """
     frame, scores = objective.setting.frame, objective.scores(state)
     assign, sketch = HardAssignment(scores, objective.setting.precision), Smallest(count)
-    exact, prototypes = replace(frame, dtype=torch.float64), state.prototypes.to(passes.device)
+    prototypes = state.prototypes.to(passes.device)
     [grid] = [field.grid for field in objective.fields(state) if field.name == "sums"]
     rounding = float(grid.scale.reciprocal().square().sum().sqrt())
 
     def local(batch: Batch, into: Statistics) -> None:
         distances = torch.empty(len(batch))
         for where, z in batch.tiles(frame, len(scores), HARD_TILE):
-            difference = exact(batch.rows[where]) - prototypes[assign(z)]
+            difference = _coordinates(batch.rows[where], frame) - prototypes[assign(z)]
             distances[where] = torch.linalg.vector_norm(difference, dim=1).float().cpu()
         rows = batch.rows.cpu().numpy()
         # equally far rows are told apart by their contents, in the bits that float32 does not use
@@ -58,4 +59,9 @@ def farthest_rows(objective: Objective, state: State, passes: Passes, count: int
         return torch.empty(0, scores.prototypes.shape[1], dtype=torch.float64)
     keys, rows = (np.concatenate([part[column] for part in parts]) for column in (0, 3))
     _, places = np.unique(keys, return_index=True)
-    return exact(torch.from_numpy(rows[places[:count]]))
+    return _coordinates(torch.from_numpy(rows[places[:count]]), frame)
+
+
+def _coordinates(rows: Tensor, frame: Frame) -> Tensor:
+    """z (n, d) of float64: unrounded of float64 rows, else the float32 coordinates that prototypes are means of."""
+    return (replace(frame, dtype=torch.float64) if rows.dtype == torch.float64 else frame)(rows).double()

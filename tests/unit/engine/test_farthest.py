@@ -27,3 +27,13 @@ def test_differences_are_of_float64(problem: Callable, offset: float, copies: in
     found = farthest_rows(at.goal, start, at.passes, 3) + at.frame.shift
     np.testing.assert_allclose(found, expected[:3], rtol=1e-14)
     assert len(farthest_rows(at.goal, start, at.passes, 30)) == len(displaced)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_rows_at_their_prototypes_are_not_far(problem: Callable, metric: str, rng: np.random.Generator) -> None:
+    """The coordinates of float32 rows are rounded, and prototypes are means of these."""
+    different = rng.standard_normal((8, 3)).astype(np.float32)
+    x = np.repeat(different, 5, axis=0)
+    at = problem(x, different, objective="kmeans", temperature=0.0, dtype=torch.float32, metric=metric)
+    start = at.goal.begin(at.frame(torch.from_numpy(different)).double())
+    assert len(farthest_rows(at.goal, start, at.passes, 3)) == 0
