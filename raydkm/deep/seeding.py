@@ -17,6 +17,7 @@ from raydkm.engine.comm import Comm, Solo
 from raydkm.engine.fit import fit_rows
 from raydkm.engine.result import model_of
 from raydkm.engine.start import RESTART_STEPS, seed_rows
+from raydkm.ops.distances import Points
 from raydkm.ops.frame import Frame
 from raydkm.ops.seeding import SEEDINGS
 
@@ -31,10 +32,11 @@ def seeded(rows: RowSource, first: int, comm: Comm, config: FitConfig, *, thread
     """
     sample = _sample(rows, first, comm, config)
     z = Frame.identity(config.metric, 0).normalise(sample)
+    points, weight = Points.of(z), torch.ones(len(z), dtype=torch.float64)
     found = []
     for restart in range(config.n_init):
         rng = np.random.Generator(np.random.Philox(key=[config.seed, restart]))
-        start = SEEDINGS[config.init](z, torch.ones(len(z), dtype=torch.float64), config.clusters, rng)
+        start = z[SEEDINGS[config.init](points, weight, config.clusters, rng)]
         if comm.world_size == 1 or restart % comm.world_size == comm.rank:
             short = config.model_copy(update={"max_steps": RESTART_STEPS, "anneal": 0, "n_init": 1})
             fitted = fit_rows(

@@ -30,7 +30,11 @@ def placed_at_farthest(objective: Objective, before: State, after: State, counts
 
 
 def farthest_rows(objective: Objective, state: State, passes: Passes, count: int) -> Tensor:
-    """Up to `count` different rows (m, d) of float64, in the frame, farthest first, in one pass."""
+    """Up to `count` different rows (m, d) of float64, in the frame, farthest first, in one pass.
+
+    Distances are of differences in float64. A row is away from its prototype if they differ by more than the grid does
+    on which rows are summed.
+    """
     frame, scores = objective.setting.frame, objective.scores(state)
     assign, sketch, buffer = HardAssignment(scores, objective.setting.precision), Smallest(count), Workspace()
 
@@ -41,8 +45,8 @@ def farthest_rows(objective: Objective, state: State, passes: Passes, count: int
         rows = batch.rows.cpu().numpy()
         # equally far rows are told apart by their contents, in the bits that float32 does not use
         apart = 1 + content_hashes(rows, None).astype(np.float64) * 2.0**-92
-        away = (squares > 0).numpy() & (batch.weights() > 0).cpu().numpy()
-        sketch.add(np.where(away, -squares.numpy() * apart, np.inf), rows, None)
+        away = (distances > rounding).numpy() & (batch.weights() > 0).cpu().numpy()
+        sketch.add(np.where(away, -distances.double().numpy() * apart, np.inf), rows, None)
         into.add("rows", len(batch))
 
     passes.sum((ROWS,), local)

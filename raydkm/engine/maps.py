@@ -27,6 +27,7 @@ from raydkm.features.maps import FourierFeatures, KernelToLandmarks, Map, Projec
 from raydkm.features.spectra import discriminants, inverse_root, nystrom, principal, shrunk, whitening
 from raydkm.features.stages import Stage, dims_of
 from raydkm.ops.batch import HARD_TILE, Batch
+from raydkm.ops.distances import Points
 from raydkm.ops.exact import Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.hard import HardAssignment
@@ -218,8 +219,9 @@ def _landmarks(rows: _Rows, dim: int, rng: np.random.Generator) -> KernelToLandm
     look = rows.look
     _check_rows("nystrom", dim, len(look.sample_rows), "different rows in the seeding sample")
     width = _width(rows, rng)
-    z = replace(rows.frame, dtype=torch.float32)(look.sample_rows)
-    return nystrom(kmeans_plus_plus(z, look.sample_weight, dim, rng).double() + rows.frame.shift, width)
+    points = Points.in_frame(look.sample_rows, replace(rows.frame, dtype=torch.float32))
+    drawn = kmeans_plus_plus(points, look.sample_weight, dim, rng)
+    return nystrom(rows.frame(look.sample_rows[drawn]) + rows.frame.shift, width)
 
 
 def _width(rows: _Rows, rng: np.random.Generator) -> float:

@@ -25,8 +25,8 @@ from raydkm.errors import ConfigError
 from raydkm.model import Model
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.distance import DistanceObjective
+from raydkm.ops.distances import Points, keep_nearest, no_candidate
 from raydkm.ops.frame import Frame
-from raydkm.ops.hard import HardAssignment
 from raydkm.ops.moments import Extent
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import cluster_fields, hard_statistics, soft_statistics
@@ -140,12 +140,11 @@ def step(running: Running, passes: Passes, config: FitConfig) -> Running:
 
 def _seeded(look: Survey, config: FitConfig, frame: Frame) -> Tensor:
     """The best of `n_init` seedings, by the weighted squares of the distances to them."""
-    rows, weight = frame.tile(look.sample_rows), look.sample_weight
+    points = Points.of(replace(frame, dtype=torch.float64)(look.sample_rows))
 
     def squares(prototypes: Tensor) -> float:
-        scores = Scores.of(prototypes, prototypes.new_zeros(len(prototypes)), 0.0, frame)
-        nearest = HardAssignment(scores, config.precision)
-        parts = zip(rows.split(1024), weight.split(1024), strict=True)
-        return sum(float(w @ scores.costs.squared_distances(part.x, nearest(part))) for part, w in parts)
+        nearest, owner = no_candidate(len(points))
+        keep_nearest(points, Points.of(prototypes), 0, nearest, owner)
+        return float(look.sample_weight @ nearest)
 
     return min(map(seedings(look, config, frame), range(config.n_init)), key=squares)

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from raydkm.engine.passes import Passes
 from raydkm.ops.batch import BATCH_ROWS, Batch
+from raydkm.ops.distances import Points, keep_nearest, no_candidate
 from raydkm.ops.exact import Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.keys import content_hashes, draw_keys
 from raydkm.ops.moments import Moments
 from raydkm.ops.sample import Smallest
-from raydkm.ops.seeding import keep_nearest, kmeans_plus_plus
+from raydkm.ops.seeding import kmeans_plus_plus
 from raydkm.ops.statistics import ROWS
 
-#: What a worker keeps of each of its rows: a squared distance (float32) and the number of a candidate (int32).
+#: What a worker keeps of each of its rows: a distance (float32) and the number of a candidate (int32).
 BYTES_A_ROW = 8
 
 #: Rounds of k-means||, and candidates drawn in each as a multiple of K (Bahmani et al. 2012).
@@ -33,7 +34,7 @@ OVERSAMPLING = 2
 
 
 class SeedingOfAll:
-    """One seeding: candidates so far, and each row's squared distance to, and number of, its nearest one.
+    """One seeding: candidates so far, and each row's distance to, and number of, its nearest one.
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class SeedingOfAll:
     frame : Frame
     facts : Moments
     candidates : Tensor (m, d)
-        The first of them, in the frame.
+        The first of them, rows as they are stored.
     seed : int
         Of the draws, another one for each restart.
     """
@@ -51,7 +52,7 @@ class SeedingOfAll:
         self._frame = frame
         self._facts = facts
         self._seed = seed
-        self._nearest: dict[int, tuple[Tensor, Tensor]] = {}
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
         self._counted = 0
         self._round = 0
         self.candidates = candidates
@@ -66,7 +67,7 @@ class SeedingOfAll:
         def look(batch: Batch, nearest: Tensor) -> None:
             rows = batch.rows.cpu().numpy()
             weight = None if batch.weight is None else batch.weight.cpu().numpy()
-            mass = nearest.numpy().astype(np.float64) * (1.0 if weight is None else weight)
+            mass = nearest.numpy() * (1.0 if weight is None else weight)
             number = (source.first + batch.first) // BATCH_ROWS
             keys = draw_keys(content_hashes(rows, weight), mass, seed, number)
             smallest.add(keys, rows, weight)
@@ -78,7 +79,10 @@ class SeedingOfAll:
             return self.candidates[:0]
         keys, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
         _, places = np.unique(keys, return_index=True)
-        return self._frame(torch.from_numpy(rows[places[:most]]))
+        return torch.from_numpy(rows[places[:most]])
+
+    def points(self, rows: Tensor) -> Points:
+        return Points.in_frame(rows, self._frame)
 
     def measured(self) -> float:
         """The sum over all rows of w d^2, after a pass."""
@@ -94,20 +98,23 @@ class SeedingOfAll:
 
     def _update(self, look: Callable[[Batch, Tensor], None] | None = None, *, owned: bool = False) -> Statistics:
         """Move every row's distance on to the candidates added since the last pass."""
-        new, first, facts = self.candidates[self._counted :], self._counted, self._facts
+        first, facts = self._counted, self._facts
+        new = self.points(self.candidates[first:])
         square = 4 * facts.bound.square().sum()
         potential = facts.bounds.field("potential", (), square, grids=2)
         shares = facts.bounds.field("owned", (len(self.candidates),))
         fields = (potential, shares, ROWS) if owned else (potential, ROWS)
 
         def local(batch: Batch, into: Statistics) -> None:
-            z = self._frame(batch.rows.cpu())
-            if batch.first not in self._nearest:
-                self._nearest[batch.first] = torch.full((len(z),), torch.inf), torch.zeros(len(z), dtype=torch.int32)
-            nearest, owner = self._nearest[batch.first]
-            keep_nearest(z, z.square().sum(1), new, first, nearest, owner)
+            if batch.first in self._known:
+                distance, owner = self._known[batch.first]
+                nearest = distance.double().square_()
+            else:
+                nearest, owner = no_candidate(len(batch))
+            keep_nearest(self.points(batch.rows.cpu()), new, first, nearest, owner)
+            self._known[batch.first] = nearest.sqrt().float(), owner  # squares would underflow
             weight = batch.weights().cpu()
-            into.add("potential", torch.dot(weight, nearest.double()))
+            into.add("potential", torch.dot(weight, nearest))
             if owned:
                 into.add_rows("owned", owner, weight)
             into.add("rows", len(batch))
@@ -125,11 +132,12 @@ def kmeans_parallel_of_all(seeding: SeedingOfAll, clusters: int, rng: np.random.
     expected = OVERSAMPLING * clusters
     for _ in range(ROUNDS):
         seeding.add(seeding.draw(2 * expected + 100, expected))
-    while len(seeding.candidates) < clusters and seeding.potential > 0:  # unlucky, or few distinct rows
-        seeding.add(seeding.draw(clusters, np.inf))
+    while len(seeding.candidates) < clusters and len(drawn := seeding.draw(clusters, np.inf)):  # unlucky
+        seeding.add(drawn)
     weight = seeding.owned().clamp_(min=1e-300)
     among = torch.arange(max(clusters, len(weight))) % len(weight)
-    return kmeans_plus_plus(seeding.candidates[among], weight[among], clusters, rng)
+    rows = seeding.candidates[among]
+    return rows[kmeans_plus_plus(seeding.points(rows), weight[among], clusters, rng)]
 
 
 def kmeans_plus_plus_of_all(seeding: SeedingOfAll, clusters: int, rng: np.random.Generator) -> Tensor:

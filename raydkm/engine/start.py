@@ -21,6 +21,7 @@ from raydkm.engine.seed_all import SEEDINGS_OF_ALL, SeedingOfAll
 from raydkm.engine.survey import Survey, measure
 from raydkm.errors import ConfigError
 from raydkm.objectives import Objective, State
+from raydkm.ops.distances import Points
 from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Moments
 from raydkm.ops.scores import Scores
@@ -127,14 +128,15 @@ def within_temperature(passes: Passes, prototypes: Tensor, frame: Frame, facts: 
 
 def seedings(look: Survey, config: FitConfig, frame: Frame) -> Callable[[int], Tensor]:
     """What draws, for the number of a restart, prototypes (K, d) of float64 from the sample, in the frame."""
-    clusters, z, weight = config.clusters, frame(look.sample_rows), look.sample_weight
-    if len(z) < clusters:  # rows again and again, if too few of them differ
-        among = torch.arange(clusters) % len(z)
-        z, weight = z[among], weight[among]
+    clusters, rows, weight = config.clusters, look.sample_rows, look.sample_weight
+    if len(rows) < clusters:  # rows again and again, if too few of them differ
+        among = torch.arange(clusters) % len(rows)
+        rows, weight = rows[among], weight[among]
+    points, exact = Points.in_frame(rows, frame), replace(frame, dtype=torch.float64)
 
     def seeds(restart: int) -> Tensor:
         rng = np.random.Generator(np.random.Philox(key=[config.seed, restart]))
-        return SEEDINGS[config.init](z, weight, clusters, rng).double()
+        return exact(rows[SEEDINGS[config.init](points, weight, clusters, rng)])
 
     return seeds
 
@@ -152,12 +154,10 @@ def seeded_of_all(
         first = look.sample_rows[restart % len(look.sample_rows)][None]
         draws = int(rng.integers(2**62))
         # neither is held while the other is: each takes BYTES_A_ROW
-        prototypes = SEEDINGS_OF_ALL[config.init](
-            SeedingOfAll(passes, frame, facts, frame(first), seed=draws), config.clusters, rng
-        )
-        prototypes = passes.comm.all_gather(prototypes)[0]
-        found.append((SeedingOfAll(passes, frame, facts, prototypes).measured(), prototypes.double()))
+        rows = SEEDINGS_OF_ALL[config.init](SeedingOfAll(passes, frame, facts, first, seed=draws), config.clusters, rng)
+        rows = passes.comm.all_gather(rows)[0]
+        found.append((SeedingOfAll(passes, frame, facts, rows).measured(), rows))
     reached = [value / facts.weight for value, _ in found]
-    best = found[int(np.argmin(reached))][1]
+    best = replace(frame, dtype=torch.float64)(found[int(np.argmin(reached))][1])
     seeding_record = {"init": config.init, "sample_rows": facts.rows, "restart_objectives": reached}
     return best, seeding_record

@@ -62,11 +62,8 @@ def compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
 @functools.cache
 def sources() -> str:
     """SHA-256 of the files whose loops call each other."""
-    files = [
-        file
-        for name in ("amx*.py", "candidates.py", "cost.py", "kernels.py")
-        for file in Path(__file__).parent.glob(name)
-    ]
+    names = ("amx*.py", "candidates.py", "cost.py", "distances.py", "kernels.py")
+    files = [file for name in names for file in Path(__file__).parent.glob(name)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 

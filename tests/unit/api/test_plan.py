@@ -32,7 +32,7 @@ from raydkm.engine.calibrate import measured
 from raydkm.engine.room import sums_bytes
 from raydkm.errors import ConfigError
 from raydkm.objectives import OBJECTIVES
-from raydkm.ops import seeding
+from raydkm.ops import distances, seeding
 from raydkm.ops.batch import BATCH_ROWS
 
 configs = st.builds(
@@ -127,17 +127,18 @@ def test_objectives_differ_by_their_products(kernel: str, products: int) -> None
 
 @pytest.mark.parametrize("init", ["k-means||", "k-means++", "afk-mc2", "random"])
 def test_a_seeding_compares_as_many_pairs_as_planned(init: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs, squares = 0, seeding._squares
+    pairs, products = 0, distances.products
 
-    def counted(z: torch.Tensor, square: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
+    def counted(z: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         nonlocal pairs
-        pairs += len(z) * len(centers)
-        return squares(z, square, centers)
+        pairs += len(z) * len(candidates)
+        return products(z, candidates)
 
-    monkeypatch.setattr(seeding, "_squares", counted)
+    monkeypatch.setattr(distances, "products", counted)
     config = PlanConfig(rows=4000, dim=8, clusters=50, init=init)
     z = torch.from_numpy(np.random.default_rng(0).standard_normal((4000, 8), dtype=np.float32))
-    seeding.SEEDINGS[init](z, torch.ones(4000, dtype=torch.float64), 50, np.random.default_rng(0))
+    points, weight = distances.Points.of(z), torch.ones(4000, dtype=torch.float64)
+    seeding.SEEDINGS[init](points, weight, 50, np.random.default_rng(0))
     rate = dataclasses.replace(CPU_THREAD, soft=Speed(2.0 * config.dim, math.inf))  # one pair a second
     assert drawn(config, rate) == pytest.approx(pairs, rel=0.1)
 
