@@ -98,8 +98,9 @@ class FitConfig(Problem):
     )
     empty: Literal["split", "farthest", "keep"] = Field(
         "split",
-        description="Prototypes that lose all rows: split (moved beside that of the largest cluster), farthest (to the "
-        "rows farthest from theirs, one pass more) or keep (as they are).",
+        description="Prototypes that lose all rows: split (of kmeans moved beside that of the largest cluster, and "
+        "where they gain no row there to a farthest row), farthest (to the rows farthest from their prototypes, found "
+        "in one more pass) or keep (as they are).",
     )
     max_steps: int = Field(300, ge=1, description="Most ADM steps.")
     max_time: float | None = Field(

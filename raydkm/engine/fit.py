@@ -17,6 +17,7 @@ from raydkm.config import FitConfig
 from raydkm.data.columns import LARGEST
 from raydkm.engine.checkpoint import Checkpoint, CheckpointFile
 from raydkm.engine.comm import Comm, gathered
+from raydkm.engine.farthest import placed_at_farthest
 from raydkm.engine.loop import adm, hold_shares
 from raydkm.engine.passes import Passes, Source, thread_pool
 from raydkm.engine.progress import Reporter, seconds_left
@@ -58,6 +59,10 @@ SINGLE_ROW = 0.25
 
 #: Passes at most, after the steps, in which scalings alone are swept where shares are to be held.
 FINAL_SWEEPS = 100
+
+#: Passes at most, after the steps, in which hard clusters without rows are moved to some. One or two
+#: nearly always suffice: a prototype at another row may leave another one without any.
+FINAL_RELOCATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -206,6 +211,11 @@ def fit_rows(
         clock.lap("steps")
 
         inertia, counts, means = _assignment(stored, goal, state, frame, facts, labels)
+        for _ in range(FINAL_RELOCATIONS if goal.hard else 0):  # no step follows that would find rows for them
+            state, moved = placed_at_farthest(goal, state, goal.lost(counts, counts), passes)
+            if not moved:
+                break
+            inertia, counts, means = _assignment(stored, goal, state, frame, facts, labels)
         clock.lap("assignment")
         peaks = comm.all_gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     report("end", steps=state.step, stopped=stopped, inertia=inertia)

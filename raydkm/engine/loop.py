@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from raydkm.engine.farthest import placed_at_farthest
 from raydkm.engine.passes import SUMS_BYTES, Passes, size_of_sums
@@ -27,11 +27,13 @@ def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watc
     while state.step < max_steps:
         began = time.perf_counter()
         statistics, before = passes.sum(objective.fields(state), objective.e_step(state, last), last), state
-        timing = passes.timing
+        timing, counts = passes.timing, statistics["counts"].cpu()
         state, terms = objective.update(before, statistics)
-        if terms.relocated and objective.setting.empty == "farthest":
-            state = placed_at_farthest(objective, before, state, statistics["counts"].cpu(), passes)
+        lost = objective.lost(before.shares, counts)
         del statistics, before  # the next step needs the room
+        state, moved = placed_at_farthest(objective, state, lost, passes)
+        if moved:
+            terms = replace(terms, relocated=terms.relocated + moved, settled=None)
         seconds = {"seconds": time.perf_counter() - began, **asdict(timing)}
         if watch(state, terms, seconds) or terms.settled:
             break

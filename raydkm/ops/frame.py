@@ -11,6 +11,9 @@ from torch import Tensor
 
 from raydkm.ops.kernels import normalise
 
+#: A mean of unit vectors shorter than this is zero but for rounding.
+NO_LENGTH = 2.0**-40
+
 
 @dataclass(frozen=True)
 class Shifted:
@@ -114,10 +117,16 @@ class Frame:
     def _single(self) -> Tensor:
         return self.shift.float()
 
-    def on_sphere(self, z: Tensor) -> Tensor:
-        """Points (K, d) moved along their rays from the data's origin to unit length; both in the frame."""
+    def on_sphere(self, z: Tensor, otherwise: Tensor) -> Tensor:
+        """Points (K, d) moved along their rays from the data's origin to unit length; all in the frame.
+
+        A point at the data's origin has no direction, and the one of `otherwise` (K, d) is taken in its place.
+        """
         shift = self.shift.to(z)
-        return torch.nn.functional.normalize(z + shift, dim=1) - shift
+        x = z + shift
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        x = torch.where(length > NO_LENGTH, x, otherwise + shift)
+        return x / torch.linalg.vector_norm(x, dim=1, keepdim=True) - shift
 
     def centred_at(self, origin: Tensor) -> Frame:
         return replace(self, shift=origin.to(torch.float32).to(torch.float64))
