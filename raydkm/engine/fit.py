@@ -22,7 +22,7 @@ from raydkm.engine.loop import adm, hold_shares
 from raydkm.engine.passes import Passes, Source, thread_pool
 from raydkm.engine.progress import Reporter, seconds_left
 from raydkm.engine.start import given, seed_rows, seeded, within_temperature
-from raydkm.engine.survey import Survey, condensed, measure, survey
+from raydkm.engine.survey import Survey, condensed, measure, measure_spread, survey
 from raydkm.engine.where import computing
 from raydkm.errors import InputError
 from raydkm.features.features import Features
@@ -42,7 +42,6 @@ from raydkm.ops.temperature import (
     AUTO_FRACTION,
     AUTO_FRACTION_WITHIN,
     LEAST_FRACTION,
-    collapse_temperature,
     spherical_temperature,
 )
 
@@ -134,10 +133,12 @@ def fit_rows(
         stored, (passes, extent) = passes, condensed(passes, look, config.metric)
         kind = OBJECTIVES[config.objective]
         logistic = issubclass(kind, LogisticObjective)
-        facts = measure(passes, extent, frame, covariance=config.has_temperature or kind.needs_covariance)
         critical = None
-        if facts.covariance is not None:
-            critical = 0.0 if _alike(extent, frame) else collapse_temperature(facts.covariance)
+        if config.has_temperature:
+            facts, critical = measure_spread(passes, look, extent, frame, covariance=kind.needs_covariance)
+            critical = 0.0 if _alike(extent, frame) else critical
+        else:
+            facts = measure(passes, extent, frame, covariance=False)
         temperature = temperature_of(config, critical)
         leading = directions_of(look, frame, config, device)
         clock.lap("survey")
