@@ -198,7 +198,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         Warns
         -----
         ConvergenceWarning
-            If fewer than `n_clusters` clusters hold rows.
+            If fewer than `n_clusters` clusters hold rows, or soft prototypes coincide.
         """
         start, config, run = self._configured(self._seed())
         columnar = _is_columnar(X)
@@ -209,15 +209,8 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         self._running: Running | None = None
         self.n_steps_ = 0
         self._keep(model, labels)
-        used = int((model.counts > 0).sum())
-        if used < model.clusters:
-            soft = "" if model.hard else " or to a temperature at which prototypes coincide"
-            warnings.warn(
-                f"Number of distinct clusters ({used}) found smaller than n_clusters ({model.clusters}). "
-                f"Possibly due to duplicate points in X{soft}.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        if (too_few := _too_few(model)) is not None:
+            warnings.warn(too_few, ConvergenceWarning, stacklevel=2)
         return self
 
     @available_if(_learns_from_batches)
@@ -353,6 +346,18 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
             )
         X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X  # noqa: N806
         return validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+
+
+def _too_few(model: Model) -> str | None:
+    """A sentence on fewer clusters than were asked for, if there are."""
+    clusters, used = model.clusters, int((model.counts > 0).sum())
+    same = 0 if model.hard else model.history[-1]["duplicates"]
+    coincide = f"{same} of {clusters} prototypes coincide with another one at temperature {model.temperature:.3g}"
+    if used < clusters:
+        cause = "Possibly due to duplicate points in X" + (f"; {coincide}." if same else ".")
+        return f"Number of distinct clusters ({used}) found smaller than n_clusters ({clusters}). {cause}"
+    critical = model.record["collapse_temperature"]
+    return f"{coincide}; lower it (the collapse temperature is {critical:.3g}), or n_clusters." if same else None
 
 
 def _is_columnar(X: Any) -> bool:  # noqa: N803

@@ -201,6 +201,9 @@ def fit_rows(
         stopped = history[-1]["settled"] or ("max_steps" if state.step >= config.max_steps else "max_time")
         if warns and stopped in ("max_steps", "max_time"):
             logger.warning("stopped by %s = %g, before the fit had settled", stopped, getattr(config, stopped))
+        if warns and (same := history[-1]["duplicates"]):
+            soft = "" if goal.hard else f" at T = {goal.setting.temperature:.3g}, T_c = {critical:.3g}; lower it"
+            logger.warning("%d of %d prototypes coincide with another one%s", same, config.clusters, soft)
         save(state, now=True)  # before the sweeps, so that a fit goes on as if there had been none
         residual = float(history[-1]["balance_residual"])
         if goal.balance.held and not goal.hard and residual > BALANCE_TOLERANCE and stopped != "max_time":

@@ -15,7 +15,7 @@ from raydkm.objectives.base import Objective, Setting, State, Terms
 from raydkm.ops import balance
 from raydkm.ops.approximate import EFFORTS, MISS_FIELDS, approximate_statistics
 from raydkm.ops.exact import Field, Statistics
-from raydkm.ops.health import change, duplicates
+from raydkm.ops.health import change, duplicates, same_at
 from raydkm.ops.last import LastPass
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import Local, cluster_fields, hard_statistics, soft_statistics
@@ -129,7 +129,7 @@ class DistanceObjective(Objective):
             smallest=float(counts.min()),
             largest=float(counts.max()),
             relocated=relocated,
-            duplicates=duplicates(prototypes, math.sqrt(moments.column_variance * means.shape[1])),
+            duplicates=duplicates(prototypes, same_at(0.0 if self.hard else temperature, moments.column_variance)),
             settled=None if relocated or effort > state.effort else settled,
             effort=None if missed is None else state.effort,
             miss_rate=missed,

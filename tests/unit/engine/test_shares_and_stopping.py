@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 
 import raydkm
 from raydkm.api.given import read_given
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.errors import ConfigError, ModelError
 from raydkm.ops.balance import Balance
-from raydkm.ops.health import duplicates
+from raydkm.ops.health import SAME, duplicates
 
 
 def uneven(rng: np.random.Generator) -> np.ndarray:
@@ -141,6 +142,40 @@ def test_duplicate_prototypes_are_counted() -> None:
     assert raydkm.fit(x, clusters=3, objective="kmeans").history[-1]["duplicates"] == 0
 
 
+SOFT_FITS = pytest.mark.parametrize("objective", ["soft-kmeans", "sr-kmeans"])
+
+
+@SOFT_FITS
+@pytest.mark.parametrize("temperature", ["1.2Tc", "2Tc", "10Tc"])
+@pytest.mark.parametrize("clusters", [2, 5])
+def test_soft_prototypes_that_collapse_are_duplicates(
+    objective: str, temperature: str, clusters: int, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = rng.standard_normal((400, 6)) * [3, 1, 1, 0.5, 0.5, 0.1]
+    estimator = raydkm.DKMeans(clusters, objective=objective, temperature=temperature, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=f"{clusters - 1} of {clusters} prototypes coincide"):
+        estimator.fit(x)
+    assert estimator.history_[-1]["duplicates"] == clusters - 1
+    assert f"{clusters - 1} of {clusters} prototypes coincide with another one at T" in caplog.text
+
+
+@SOFT_FITS
+@pytest.mark.parametrize("temperature", ["auto", "0.5Tc", "0.9Tc"])
+def test_soft_prototypes_that_are_apart_are_no_duplicates(
+    objective: str, temperature: str, blobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, _ = blobs(rows=400, dim=6, clusters=2)
+    model = raydkm.fit(x, clusters=2, objective=objective, temperature=temperature)
+    assert model.history[-1]["duplicates"] == 0
+    assert "coincide" not in caplog.text
+
+
+def test_clusters_of_k_means_that_are_far_apart_beside_their_distances_are_no_duplicates() -> None:
+    places = np.repeat([0.0, 100, 200, 1e6], 10)[:, None] + np.tile(np.arange(10.0), 4)[:, None]
+    model = raydkm.fit(places, clusters=4, objective="kmeans", init=[[4.5], [104.5], [204.5], [1e6]])
+    assert model.history[-1]["duplicates"] == 0
+
+
 @pytest.mark.parametrize(("apart", "counted"), [(0.0, 3), (2.0**-13, 3), (2.0**-10, 0)])
 def test_prototypes_are_duplicates_within_a_part_of_the_spread(
     rng: np.random.Generator, apart: float, counted: int
@@ -149,7 +184,7 @@ def test_prototypes_are_duplicates_within_a_part_of_the_spread(
     aside = torch.from_numpy(rng.standard_normal((3, 6)))
     aside /= torch.linalg.vector_norm(aside, dim=1, keepdim=True)
     prototypes[[4, 19, 48]] = prototypes[[7, 30, 2]] + 5.0 * apart * aside
-    assert duplicates(prototypes, 5.0) == counted
+    assert duplicates(prototypes, 5.0 * SAME) == counted
 
 
 def test_time_before_a_checkpoint_counts(blobs, tmp_path: Path) -> None:
