@@ -56,9 +56,10 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
     marginal : array-like (n_clusters,), optional
         Shares that clusters are pulled towards, of any sum.
     min_share : float, default=0.0
-        Least share of the weight that a cluster may have.
+        Least share of the weight that a cluster may have: of soft objectives by its posteriors, so the shares of
+        `labels_` may be outside.
     max_share : float, default=1.0
-        Largest share of the weight that a cluster may have.
+        Largest share of the weight that a cluster may have, as for `min_share`.
     l1 : float, default=1.0
         Of `tim`: weight of the balance term.
     l2 : float, default=1.0

@@ -88,8 +88,16 @@ class FitConfig(Problem):
         description="Shares that clusters are pulled towards, of any sum: K numbers, or the path of a file with them "
         "(.npy, .json or text); with balance or sinkhorn (default: equal ones).",
     )
-    min_share: float = Field(0.0, ge=0, lt=1, description="Least share of the weight that a cluster may have.")
-    max_share: float = Field(1.0, gt=0, le=1, description="Largest share of the weight that a cluster may have.")
+    min_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Least share of the weight that a cluster may have: of soft objectives by its posteriors, so the "
+        "shares of the labels may be outside.",
+    )
+    max_share: float = Field(
+        1.0, gt=0, le=1, description="Largest share of the weight that a cluster may have, as for min_share."
+    )
     l1: float = Field(1.0, ge=0, description="tim: weight of the balance term.")
     l2: float = Field(1.0, ge=0, description="tim: weight of the conditional entropy.")
     l3: float = Field(1.0, gt=0, description="tim: weight of the cross entropy of targets and posteriors.")

@@ -59,6 +59,9 @@ SINGLE_ROW = 0.25
 #: Passes at most, after the steps, in which scalings alone are swept where shares are to be held.
 FINAL_SWEEPS = 100
 
+#: The part of a bound by which a share of the labels may be outside it without a warning.
+LABELS_BEYOND = 0.01
+
 #: Passes at most, after the steps, in which hard clusters without rows are moved to some. One or two
 #: nearly always suffice: a prototype at another row may leave another one without any.
 FINAL_RELOCATIONS = 100
@@ -220,6 +223,8 @@ def fit_rows(
             if not moved:
                 break
             inertia, counts, means = _assignment(stored, goal, state, frame, facts, labels)
+        if warns and config.bounded and not goal.hard:
+            _warn_of_labels(counts / counts.sum(), config)
         clock.lap("assignment")
         peaks = comm.all_gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     report("end", steps=state.step, stopped=stopped, inertia=inertia)
@@ -243,6 +248,19 @@ def fit_rows(
         },
         seconds=clock.laps,
     )
+
+
+def _warn_of_labels(shares: Tensor, config: FitConfig) -> None:
+    """Bounds bind soft shares; tell if those of the labels (K,) break them."""
+    few, many = shares < config.min_share * (1 - LABELS_BEYOND), shares > config.max_share * (1 + LABELS_BEYOND)
+    if outside := int((few | many).sum()):
+        logger.warning(
+            "min_share and max_share bind the posteriors; by labels, shares of %d clusters are outside them "
+            "(%.3g to %.3g); objective kmeans binds labels",
+            outside,
+            float(shares.min()),
+            float(shares.max()),
+        )
 
 
 def _saved(checkpoints: CheckpointFile | None, comm: Comm) -> Checkpoint | None:

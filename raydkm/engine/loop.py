@@ -57,14 +57,16 @@ def hold_shares(objective: Objective, state: State, passes: Passes, most: int) -
     Returns
     -------
     State, float
-        The state nearest to that, and the change of a log s_k that a further sweep would make.
+        The state nearest to that, with the shares under its scalings, and the change of a log s_k that a further sweep
+        would make.
     """
     best, least = state, math.inf
     for _ in range(most):
         statistics = passes.sum(objective.fields(state), objective.e_step(state))
         swept, residual = objective.sweep(state, statistics)
         if residual < least:
-            best, least = state, residual
+            counts = statistics["counts"].cpu()
+            best, least = replace(state, shares=counts / counts.sum()), residual
         if residual <= BALANCE_TOLERANCE:
             break
         state = swept

@@ -55,6 +55,30 @@ def test_shares_stay_within_their_bounds(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(wide.cluster_centers, free.cluster_centers, atol=1e-5)
 
 
+@pytest.mark.parametrize("asked", [{"balance": 1.0}, {"min_share": 0.2, "max_share": 0.3}], ids=str)
+def test_shares_of_a_model_are_those_under_its_scalings(asked: dict, rng: np.random.Generator) -> None:
+    x = uneven(rng)
+    model = raydkm.fit(x, **(SOFT | asked | {"max_steps": 2}))  # the scalings are swept after the steps
+    np.testing.assert_allclose(model.shares, shares(model, x), atol=1e-4)
+    assert np.abs(model.shares.numpy() - shares(replace(model, log_s=torch.zeros(4)), x)).max() > 0.05
+    np.testing.assert_allclose(model.read_as("p").scores().bias, 0.5 * np.log(shares(model, x)), atol=1e-3)
+
+
+@pytest.mark.parametrize(("objective", "told"), [("soft-kmeans", True), ("sr-kmeans", True), ("kmeans", False)])
+def test_labels_that_break_bounds_of_the_shares_are_told(
+    objective: str, told: bool, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft = {} if objective == "kmeans" else {"temperature": "0.7Tc"}
+    options = {"clusters": 4, "objective": objective, **soft}
+    model = raydkm.fit(uneven(rng), **options, min_share=0.2, max_share=0.3)
+    assert ("bind the posteriors" in caplog.text) == told
+    of_labels = model.counts / model.counts.sum()
+    assert bool(of_labels.min() < 0.19 or of_labels.max() > 0.31) == told
+    caplog.clear()
+    raydkm.fit(uneven(rng), **options)
+    assert "bind" not in caplog.text
+
+
 def test_hard_clusters_too_have_bounds() -> None:
     x = load_digits().data
     model = raydkm.fit(x, clusters=10, objective="kmeans", min_share=0.09, max_share=0.11)
