@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -14,9 +15,11 @@ from raydkm.data.columns import Columns
 from raydkm.data.parquet import ParquetTable, scan_file
 from raydkm.engine.assign import Assigner
 from raydkm.engine.where import threads_of
-from raydkm.errors import InputError
+from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model, load
 from raydkm.ops.metrics import agreement
+
+logger = logging.getLogger("raydkm")
 
 
 def evaluate(
@@ -25,17 +28,35 @@ def evaluate(
     *,
     label: str,
     column: str | None = None,
+    weight: str | None = None,
+    unweighted: bool = False,
     reading: str | None = None,
     encoder: str | None = None,
 ) -> dict[str, Any]:
     """Assign rows and compare with a label column.
 
+    Parameters
+    ----------
+    label : str
+        Column of true labels.
+    column : str, optional
+        Feature column, if not called as in the fit.
+    weight : str, optional
+        Column of row weights. By default that of the fit, if it had one and the files have it; if they do not, a
+        warning says so and rows weigh 1.
+    unweighted : bool
+        Whether rows weigh 1 whatever the fit did.
+
     Returns
     -------
     dict
         ``rows``, ``acc`` (best one-to-one matching), ``nmi``, ``ari``, ``inertia``, ``sizes`` (rows of each
-        cluster), ``mean_entropy`` (nats).
+        cluster), ``mean_entropy`` (nats); ``weight`` (the weight column, or None) and ``weights`` (of each cluster).
+        Inertia, mean entropy and ``weights`` count rows by their weights. ``sizes`` and the agreement count every row
+        once, as the metrics of scikit-learn do, which have no weights.
     """
+    if unweighted and weight is not None:
+        raise ConfigError("give weight or unweighted, not both")
     model = (model if isinstance(model, Model) else load(model, encoder=encoder)).read_as(reading)
     table = ParquetTable.open(
         data, column or model.config.column, unit=model.unit, dim=model.input_dim, shape=model.shape
@@ -43,28 +64,48 @@ def evaluate(
     for path, schema in zip(table.files, table.schemas, strict=True):
         if label not in schema.names:
             raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(schema.names)}")
+    weight = None if unweighted else weight or _own_weight(model, table)
+    columns = Columns(table.columns.features, weight, shape=table.columns.shape)
+    for path, schema in zip(table.files, table.schemas, strict=True):
+        columns.check(schema, str(path))
     assigner = Assigner(model, threads=threads_of(RunConfig()))
-    columns = Columns(table.columns.features, shape=table.columns.shape)
     labels, clusters, inertia, entropy = [], [], 0.0, 0.0
+    weights = np.zeros(model.clusters)
     for path in table.files:
         row = 0
         for batch in scan_file(path, list(dict.fromkeys([*columns.needed, label])), at_once=table.rows_at_once):
             if batch[label].null_count:
                 raise InputError(f"{path}: column '{label}' has nulls in rows {row} to {row + len(batch)}")
-            result = assigner(columns.extract(batch, path, row, unit=model.unit).rows)
+            block = columns.extract(batch, path, row, unit=model.unit)
+            result, weighs = assigner(block.rows), np.ones(len(batch)) if block.weight is None else block.weight
             labels.append(_plain(batch[label]))
             clusters.append(result.clusters[:, 0])
-            inertia += float(np.square(result.distance, dtype=np.float64).sum())
-            entropy += float(result.entropy.sum(dtype=np.float64))
+            weights += np.bincount(clusters[-1], weights=weighs, minlength=model.clusters)
+            inertia += float(weighs @ np.square(result.distance, dtype=np.float64))
+            entropy += float(weighs @ result.entropy.astype(np.float64))
             row += len(batch)
+    if not weights.any():
+        raise InputError(f"all weights are zero in column '{weight}': no row counts")
     found = np.concatenate(clusters)
     return {
         "rows": len(found),
         **agreement(np.concatenate(labels), found),
         "inertia": inertia,
         "sizes": np.bincount(found, minlength=model.clusters).tolist(),
-        "mean_entropy": entropy / len(found),
+        "mean_entropy": entropy / float(weights.sum()),
+        "weight": weight,
+        "weights": weights.tolist(),
     }
+
+
+def _own_weight(model: Model, table: ParquetTable) -> str | None:
+    """The weight column of the fit, if all files have it."""
+    weight = model.config.weight
+    for path, schema in zip(table.files, table.schemas, strict=True):
+        if weight is not None and weight not in schema.names:
+            logger.warning("%s: no column '%s', by which the fit weighed rows; rows weigh 1", path, weight)
+            return None
+    return weight
 
 
 def _plain(labels: pa.Array) -> np.ndarray:
