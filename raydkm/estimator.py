@@ -22,7 +22,7 @@ from raydkm.api.fit import fit_model, names_files
 from raydkm.api.given import read_given
 from raydkm.api.partial import fit_batch
 from raydkm.config import AS_THEY_ARE, FitConfig, FitRunConfig, configure
-from raydkm.data.source import RowSource
+from raydkm.data.source import RowSource, numpy_of
 from raydkm.engine.label import label
 from raydkm.engine.minibatch import Running, has_batches
 from raydkm.errors import ConfigError, InputError
@@ -345,8 +345,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
                 "sparse data are not taken, as prototypes are dense: pass X.toarray(), or reduce the dimensions "
                 "with sklearn.decomposition.TruncatedSVD"
             )
-        X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X  # noqa: N806
-        return validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+        return validate_data(self, numpy_of(X), reset=reset, dtype="numeric", ensure_all_finite=False)
 
 
 def _too_few(model: Model) -> str | None:
