@@ -22,7 +22,7 @@ from raydkm.api.fit import fit_model
 from raydkm.config import configure
 from raydkm.errors import RaydkmError
 from raydkm.objectives import OBJECTIVES
-from raydkm.ops.health import duplicates
+from raydkm.ops.health import SAME, duplicates
 from raydkm.ops.metrics import agreement
 
 CONSTRAINED = "k-means-constrained"
@@ -260,7 +260,7 @@ def score(found: Fit, data: DataSet) -> Result:
         **agreement(data.labels, found.labels),
         inertia=inertia(data.x, found.labels),
         marginal_entropy=entropy(sizes),
-        duplicates=duplicates(torch.as_tensor(found.prototypes), float(np.sqrt(data.x.var(0).sum()))),
+        duplicates=duplicates(torch.as_tensor(found.prototypes), SAME * float(np.sqrt(data.x.var(0).sum()))),
         smallest=int(sizes.min()),
         largest=int(sizes.max()),
         steps=found.steps,

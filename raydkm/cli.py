@@ -174,6 +174,10 @@ def evaluate(
     data: Data,
     label: Annotated[str, typer.Option(help="Column of true labels.", show_default=False)],
     column: Annotated[str | None, typer.Option(help="Feature column, if not called as in the fit.")] = None,
+    weight: Annotated[str | None, typer.Option(help="Weight column, if not called as in the fit.")] = None,
+    unweighted: Annotated[
+        bool, typer.Option("--unweighted", help="Rows weigh 1, though the fit had a weight column.")
+    ] = False,
     reading: Reading = None,
     encoder: Encoder = None,
     as_json: Json = False,
@@ -181,7 +185,16 @@ def evaluate(
     """Compare clusters with labels: ACC, NMI, ARI; inertia, sizes, entropy."""
     from raydkm.api.evaluate import evaluate as evaluate_
 
-    found = evaluate_(model, data, label=label, column=column, reading=reading, encoder=encoder)
+    found = evaluate_(
+        model,
+        data,
+        label=label,
+        column=column,
+        weight=weight,
+        unweighted=unweighted,
+        reading=reading,
+        encoder=encoder,
+    )
     _print(found, as_json, title=f"{model} against '{label}'")
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
@@ -20,7 +19,7 @@ from raydkm.api.fit import fit_model, names_files
 from raydkm.api.given import read_given
 from raydkm.api.partial import fit_batch
 from raydkm.config import AS_THEY_ARE, FitConfig, FitRunConfig, configure
-from raydkm.data.source import RowSource
+from raydkm.data.source import RowSource, numpy_of
 from raydkm.engine.label import label
 from raydkm.engine.minibatch import Running, has_batches
 from raydkm.errors import ConfigError, InputError
@@ -51,9 +50,10 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
     marginal : array-like (n_clusters,), optional
         Shares that clusters are pulled towards, of any sum.
     min_share : float, default=0.0
-        Least share of the weight that a cluster may have.
+        Least share of the weight that a cluster may have: of soft objectives by its posteriors, so the shares of
+        `labels_` may be outside.
     max_share : float, default=1.0
-        Largest share of the weight that a cluster may have.
+        Largest share of the weight that a cluster may have, as for `min_share`.
     l1 : float, default=1.0
         Of `tim`: weight of the balance term.
     l2 : float, default=1.0
@@ -193,7 +193,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         Warns
         -----
         ConvergenceWarning
-            If fewer than `n_clusters` clusters hold rows.
+            If fewer than `n_clusters` clusters hold rows, or soft prototypes coincide.
         """
         start, config, run = self._configured(self._seed())
         columnar = _is_columnar(X)
@@ -204,15 +204,8 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         self._running: Running | None = None
         self.n_steps_ = 0
         self._keep(model, labels)
-        used = int((model.counts > 0).sum())
-        if used < model.clusters:
-            soft = "" if model.hard else " or to a temperature at which prototypes coincide"
-            warnings.warn(
-                f"Number of distinct clusters ({used}) found smaller than n_clusters ({model.clusters}). "
-                f"Possibly due to duplicate points in X{soft}.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
+        if (too_few := _too_few(model)) is not None:
+            warnings.warn(too_few, ConvergenceWarning, stacklevel=2)
         return self
 
     @available_if(_learns_from_batches)
@@ -281,7 +274,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
             )
         config = model.config.model_dump()
         names = {"n_clusters": "clusters", "random_state": "seed"}
-        values = {name: config.get(names.get(name, name)) for name in cls().get_params()}
+        values: dict[str, Any] = {name: config.get(names.get(name, name)) for name in cls().get_params()}
         if values["init"] == "array":
             values["init"] = model.cluster_centers
         made = cls(**values)
@@ -363,8 +356,19 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
                 "sparse data are not taken, as prototypes are dense: pass X.toarray(), or reduce the dimensions "
                 "with sklearn.decomposition.TruncatedSVD"
             )
-        X = X.detach().cpu().numpy() if isinstance(X, torch.Tensor) else X  # noqa: N806
-        return validate_data(self, X, reset=reset, dtype="numeric", ensure_all_finite=False)
+        return validate_data(self, numpy_of(X), reset=reset, dtype="numeric", ensure_all_finite=False)
+
+
+def _too_few(model: Model) -> str | None:
+    """A sentence on fewer clusters than were asked for, if there are."""
+    clusters, used = model.clusters, int((model.counts > 0).sum())
+    same = 0 if model.hard else model.history[-1]["duplicates"]
+    coincide = f"{same} of {clusters} prototypes coincide with another one at temperature {model.temperature:.3g}"
+    if used < clusters:
+        cause = "Possibly due to duplicate points in X" + (f"; {coincide}." if same else ".")
+        return f"Number of distinct clusters ({used}) found smaller than n_clusters ({clusters}). {cause}"
+    critical = model.record["collapse_temperature"]
+    return f"{coincide}; lower it (the collapse temperature is {critical:.3g}), or n_clusters." if same else None
 
 
 def _is_columnar(X: Any) -> bool:  # noqa: N803

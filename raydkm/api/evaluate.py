@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from raydkm.data.columns import Columns
 from raydkm.data.parquet import ParquetTable, scan_file
 from raydkm.data.source import as_tensor
-from raydkm.errors import InputError
+from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model, load
 from raydkm.ops.metrics import agreement
+
+logger = logging.getLogger("raydkm")
 
 
 def evaluate(
@@ -23,17 +27,35 @@ def evaluate(
     *,
     label: str,
     column: str | None = None,
+    weight: str | None = None,
+    unweighted: bool = False,
     reading: str | None = None,
     encoder: str | None = None,
 ) -> dict[str, Any]:
     """Assign rows and compare with a label column.
 
+    Parameters
+    ----------
+    label : str
+        Column of true labels.
+    column : str, optional
+        Feature column, if not called as in the fit.
+    weight : str, optional
+        Column of row weights. By default that of the fit, if it had one and the files have it; if they do not, a
+        warning says so and rows weigh 1.
+    unweighted : bool
+        Whether rows weigh 1 whatever the fit did.
+
     Returns
     -------
     dict
         ``rows``, ``acc`` (best one-to-one matching), ``nmi``, ``ari``, ``inertia``, ``sizes`` (rows of each
-        cluster), ``mean_entropy`` (nats).
+        cluster), ``mean_entropy`` (nats); ``weight`` (the weight column, or None) and ``weights`` (of each cluster).
+        Inertia, mean entropy and ``weights`` count rows by their weights. ``sizes`` and the agreement count every row
+        once, as the metrics of scikit-learn do, which have no weights.
     """
+    if unweighted and weight is not None:
+        raise ConfigError("give weight or unweighted, not both")
     model = (model if isinstance(model, Model) else load(model, encoder=encoder)).read_as(reading)
     table = ParquetTable.open(
         data, column or model.config.column, unit=model.unit, dim=model.input_dim, shape=model.shape
@@ -41,28 +63,51 @@ def evaluate(
     for path, schema in zip(table.files, table.schemas, strict=True):
         if label not in schema.names:
             raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(schema.names)}")
+    weight = None if unweighted else weight or _own_weight(model, table)
+    columns = Columns(table.columns.features, weight, shape=table.columns.shape)
+    for path, schema in zip(table.files, table.schemas, strict=True):
+        columns.check(schema, str(path))
     assigner = model.assigner()
-    columns = Columns(table.columns.features, shape=table.columns.shape)
     labels, clusters, inertia, entropy = [], [], 0.0, 0.0
+    weights = np.zeros(model.clusters)
     for path in table.files:
         row = 0
         for batch in scan_file(path, list(dict.fromkeys([*columns.needed, label])), at_once=table.rows_at_once):
             if batch[label].null_count:
                 raise InputError(f"{path}: column '{label}' has nulls in rows {row} to {row + len(batch)}")
-            result = assigner(as_tensor(columns.extract(batch, path, row, unit=model.unit).rows))
+            block = columns.extract(batch, path, row, unit=model.unit)
+            weighs = np.ones(len(batch)) if block.weight is None else block.weight
+            z = assigner.features(as_tensor(block.rows))
+            result = assigner.labeller(z)
+            squares = assigner.labeller.squared_distances(z, torch.from_numpy(result.labels.astype(np.int64)))
             labels.append(_plain(batch[label]))
-            clusters.append(result.clusters[:, 0])
-            inertia += float(np.square(result.distance, dtype=np.float64).sum())
-            entropy += float(result.entropy.sum(dtype=np.float64))
+            clusters.append(result.labels)
+            weights += np.bincount(clusters[-1], weights=weighs, minlength=model.clusters)
+            inertia += float(weighs @ squares.numpy())
+            entropy += float(weighs @ result.entropy.astype(np.float64))
             row += len(batch)
+    if not weights.any():
+        raise InputError(f"all weights are zero in column '{weight}': no row counts")
     found = np.concatenate(clusters)
     return {
         "rows": len(found),
         **agreement(np.concatenate(labels), found),
         "inertia": inertia,
         "sizes": np.bincount(found, minlength=model.clusters).tolist(),
-        "mean_entropy": entropy / len(found),
+        "mean_entropy": entropy / float(weights.sum()),
+        "weight": weight,
+        "weights": weights.tolist(),
     }
+
+
+def _own_weight(model: Model, table: ParquetTable) -> str | None:
+    """The weight column of the fit, if all files have it."""
+    weight = model.config.weight
+    for path, schema in zip(table.files, table.schemas, strict=True):
+        if weight is not None and weight not in schema.names:
+            logger.warning("%s: no column '%s', by which the fit weighed rows; rows weigh 1", path, weight)
+            return None
+    return weight
 
 
 def _plain(labels: pa.Array) -> np.ndarray:

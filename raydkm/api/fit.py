@@ -225,8 +225,7 @@ def _source(
         return RowSource.of(as_tensor(block.rows), weight).within(tiers)
     if config.column is not None or config.weight is not None:
         raise InputError("an array has no columns; drop column and weight (weights go in sample_weight)")
-    given = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-    return RowSource.from_array(data, given, unit=unit).within(tiers)
+    return RowSource.from_array(data, sample_weight, unit=unit).within(tiers)
 
 
 def _parquet(data: Any, config: FitConfig, made: FeatureConfig) -> ParquetTable:

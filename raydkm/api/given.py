@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raydkm.config import FitConfig
+from raydkm.data.source import numpy_of
 from raydkm.errors import ConfigError
 from raydkm.model import Model, load
 from raydkm.ops.seeding import SEEDINGS
@@ -48,7 +49,7 @@ def read_given(options: dict[str, Any]) -> tuple[NDArray[np.float64] | None, dic
         return init.cluster_centers, options
     try:
         loaded = np.load(init, allow_pickle=False) if isinstance(init, str | os.PathLike) else init
-        return np.array(loaded, dtype=np.float64), options
+        return np.array(numpy_of(loaded), dtype=np.float64), options
     except (EOFError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"init: not an array of numbers ({error})") from None
 

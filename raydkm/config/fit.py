@@ -88,8 +88,16 @@ class FitConfig(Problem):
         description="Shares that clusters are pulled towards, of any sum: K numbers, or the path of a file with them "
         "(.npy, .json or text); with balance or sinkhorn (default: equal ones).",
     )
-    min_share: float = Field(0.0, ge=0, lt=1, description="Least share of the weight that a cluster may have.")
-    max_share: float = Field(1.0, gt=0, le=1, description="Largest share of the weight that a cluster may have.")
+    min_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Least share of the weight that a cluster may have: of soft objectives by its posteriors, so the "
+        "shares of the labels may be outside.",
+    )
+    max_share: float = Field(
+        1.0, gt=0, le=1, description="Largest share of the weight that a cluster may have, as for min_share."
+    )
     l1: float = Field(1.0, ge=0, description="tim: weight of the balance term.")
     l2: float = Field(1.0, ge=0, description="tim: weight of the conditional entropy.")
     l3: float = Field(1.0, gt=0, description="tim: weight of the cross entropy of targets and posteriors.")
@@ -98,8 +106,9 @@ class FitConfig(Problem):
     )
     empty: Literal["split", "farthest", "keep"] = Field(
         "split",
-        description="Prototypes that lose all rows: split (moved beside that of the largest cluster), farthest (to the "
-        "rows farthest from theirs, one pass more) or keep (as they are).",
+        description="Prototypes that lose all rows: split (of kmeans moved beside that of the largest cluster, and "
+        "where they gain no row there to a farthest row), farthest (to the rows farthest from their prototypes, found "
+        "in one more pass) or keep (as they are).",
     )
     max_steps: int = Field(300, ge=1, description="Most ADM steps.")
     max_time: float | None = Field(

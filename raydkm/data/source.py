@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from raydkm.data.columns import Block, check_rows, check_weight
@@ -92,7 +93,7 @@ class RowSource:
         return cls([Chunk(0, rows, weight)])
 
     @classmethod
-    def from_array(cls, x: NDArray | Tensor, weight: NDArray | None = None, *, unit: bool = False) -> RowSource:
+    def from_array(cls, x: NDArray | Tensor, weight: ArrayLike | None = None, *, unit: bool = False) -> RowSource:
         """Check an array (n, d) of numbers, and weights (n,), and hold them without a copy where possible.
 
         Raises
@@ -100,7 +101,7 @@ class RowSource:
         InputError
             Naming the row, as `raydkm.data.columns.check_rows` does.
         """
-        array = x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+        array = np.asarray(numpy_of(x))
         if array.ndim != 2:
             raise InputError(f"expected a matrix of rows × features, got {array.ndim} dimension(s); reshape it first")
         if array.dtype.kind == "b":
@@ -108,14 +109,14 @@ class RowSource:
         if array.dtype.kind in "iu" and array.dtype.itemsize > 1:
             array = array.astype(np.float64)
         if array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
-            raise InputError(f"dtype {array.dtype}: features are floats or integers")
+            raise InputError(f"dtype {array.dtype}: features are floats or integers of up to 64 bits; convert them")
         if 0 in array.shape:
             raise InputError(f"an array of shape {array.shape} has no {'rows' if len(array) == 0 else 'features'}")
         array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
         check_rows(array, "row {}".format, unit=unit)
         if weight is None:
             return cls.of(as_tensor(array))
-        weight = np.asarray(weight, dtype=np.float64)
+        weight = np.asarray(numpy_of(weight), dtype=np.float64)
         if weight.shape != array.shape[:1]:
             raise InputError(f"{len(array)} rows but weights of shape {weight.shape}")
         check_weight(weight, "row {}".format)
@@ -400,6 +401,28 @@ def _cut(chunk: Chunk, at_once: int = 1, sharers: int = 0, after: int = 0) -> It
         where = slice(start, start + max(1, min(at_once, share)) * BATCH_ROWS)
         yield Batch(chunk.first + start, chunk.rows[where], None if chunk.weight is None else chunk.weight[where])
         start = where.stop
+
+
+def numpy_of(x: Any) -> Any:
+    """The NumPy array of a tensor, which holds bfloat16 and the like as float32; anything else as it is.
+
+    Raises
+    ------
+    InputError
+        If values are masked, or a tensor has none that NumPy could hold.
+    """
+    if np.ma.is_masked(x):
+        raise InputError(
+            "a masked array: fill its masked values (x.filled(0)) or drop their rows (np.ma.compress_rows(x))"
+        )
+    if not isinstance(x, Tensor):
+        return x
+    if x.layout != torch.strided or x.is_quantized or x.is_meta:
+        kind = "quantised" if x.is_quantized else "meta" if x.is_meta else "sparse"
+        raise InputError(f"a {kind} tensor; give a dense one of numbers")
+    if x.is_floating_point() and x.dtype not in (torch.float16, torch.float32, torch.float64):
+        x = x.float()
+    return x.detach().cpu().resolve_conj().resolve_neg().numpy()
 
 
 def as_tensor(array: NDArray) -> Tensor:

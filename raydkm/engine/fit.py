@@ -6,7 +6,7 @@ import logging
 import math
 import resource
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,12 @@ from raydkm.config import FitConfig
 from raydkm.data.columns import LARGEST
 from raydkm.engine.checkpoint import Checkpoint, CheckpointFile
 from raydkm.engine.comm import Comm, gathered
+from raydkm.engine.farthest import placed_at_farthest
 from raydkm.engine.loop import adm, hold_shares
 from raydkm.engine.passes import Passes, Source, thread_pool
 from raydkm.engine.progress import Reporter, seconds_left
 from raydkm.engine.start import given, seed_rows, seeded, within_temperature
-from raydkm.engine.survey import Survey, condensed, measure, survey
+from raydkm.engine.survey import Survey, condensed, measure, measure_spread, survey
 from raydkm.engine.where import computing
 from raydkm.errors import InputError
 from raydkm.features.features import Features
@@ -42,7 +43,6 @@ from raydkm.ops.temperature import (
     AUTO_FRACTION,
     AUTO_FRACTION_WITHIN,
     LEAST_FRACTION,
-    collapse_temperature,
     spherical_temperature,
 )
 
@@ -59,6 +59,13 @@ SINGLE_ROW = 0.25
 
 #: Passes at most, after the steps, in which scalings alone are swept where shares are to be held.
 FINAL_SWEEPS = 100
+
+#: The part of a bound by which a share of the labels may be outside it without a warning.
+LABELS_BEYOND = 0.01
+
+#: Passes at most, after the steps, in which hard clusters without rows are moved to some. One or two
+#: nearly always suffice: a prototype at another row may leave another one without any.
+FINAL_RELOCATIONS = 100
 
 
 @dataclass(frozen=True)
@@ -130,16 +137,12 @@ def fit_rows(
         stored, (passes, extent) = passes, condensed(passes, look, config.metric)
         kind = OBJECTIVES[config.objective]
         logistic = issubclass(kind, LogisticObjective)
-        facts = measure(
-            passes,
-            extent,
-            frame,
-            covariance=config.has_temperature or kind.needs_covariance,
-            fine=extent.needs_fine(frame, look.sample_rows),
-        )
         critical = None
-        if facts.covariance is not None:
-            critical = 0.0 if _alike(extent, frame) else collapse_temperature(facts.covariance)
+        if config.has_temperature:
+            facts, critical = measure_spread(passes, look, extent, frame, covariance=kind.needs_covariance)
+            critical = 0.0 if _alike(extent, frame) else critical
+        else:
+            facts = measure(passes, extent, frame, covariance=False, fine=extent.needs_fine(frame, look.sample_rows))
         temperature = temperature_of(config, critical)
         leading = directions_of(look, frame, config, device)
         clock.lap("survey")
@@ -202,6 +205,9 @@ def fit_rows(
         stopped = history[-1]["settled"] or ("max_steps" if state.step >= config.max_steps else "max_time")
         if warns and stopped in ("max_steps", "max_time"):
             logger.warning("stopped by %s = %g, before the fit had settled", stopped, getattr(config, stopped))
+        if warns and (same := history[-1]["duplicates"]):
+            soft = "" if goal.hard else f" at T = {goal.setting.temperature:.3g}, T_c = {critical:.3g}; lower it"
+            logger.warning("%d of %d prototypes coincide with another one%s", same, config.clusters, soft)
         save(state, now=True)  # before the sweeps, so that a fit goes on as if there had been none
         residual = float(history[-1]["balance_residual"])
         if goal.balance.held and not goal.hard and residual > BALANCE_TOLERANCE and stopped != "max_time":
@@ -213,6 +219,13 @@ def fit_rows(
         clock.lap("steps")
 
         inertia, counts, means = _assignment(stored, goal, state, frame, facts, labels)
+        for _ in range(FINAL_RELOCATIONS if goal.hard else 0):  # no step follows that would find rows for them
+            state, moved = placed_at_farthest(goal, state, goal.lost(counts, counts), passes)
+            if not moved:
+                break
+            inertia, counts, means = _assignment(stored, goal, state, frame, facts, labels)
+        if warns and config.bounded and not goal.hard:
+            _warn_of_labels(counts / counts.sum(), config)
         clock.lap("assignment")
         peaks = comm.all_gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     report("end", steps=state.step, stopped=stopped, inertia=inertia)
@@ -236,6 +249,19 @@ def fit_rows(
         },
         seconds=clock.laps,
     )
+
+
+def _warn_of_labels(shares: Tensor, config: FitConfig) -> None:
+    """Bounds bind soft shares; tell if those of the labels (K,) break them."""
+    few, many = shares < config.min_share * (1 - LABELS_BEYOND), shares > config.max_share * (1 + LABELS_BEYOND)
+    if outside := int((few | many).sum()):
+        logger.warning(
+            "min_share and max_share bind the posteriors; by labels, shares of %d clusters are outside them "
+            "(%.3g to %.3g); objective kmeans binds labels",
+            outside,
+            float(shares.min()),
+            float(shares.max()),
+        )
 
 
 def _saved(checkpoints: CheckpointFile | None, comm: Comm) -> Checkpoint | None:
@@ -367,17 +393,18 @@ def _assignment(
         about=None if logistic else scores.costs,
         on_labels=keep,
     )
-    fields = cluster_fields(len(scores), facts.bounds)
-    farthest = facts.bounds.within_clusters(float(scores.lengths.max()))[:1]
-    statistics = passes.sum(fields if logistic else (*fields, *farthest), local)
+    bounds = replace(facts.bounds, rows=max(facts.rows, passes.source.total))  # facts may be of different rows alone
+    fields = cluster_fields(len(scores), bounds)
+    within, _ = bounds.within_clusters(float(scores.lengths.max()))
+    statistics = passes.sum(fields if logistic else (*fields, within), local)
     counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
     means = sums / counts.clamp(min=1e-300)[:, None]
     if not logistic:
         return float(statistics["within"]), counts, means
     about = Costs(means, zero, frame.shift, unit=frame.unit)
     longest = float(torch.linalg.vector_norm(means, dim=1).max())
-    within = distances_within(scores, frame, about, precision=setting.precision)
-    return float(passes.sum(facts.bounds.within_clusters(longest), within)["within"]), counts, means
+    local = distances_within(scores, frame, about, precision=setting.precision)
+    return float(passes.sum(bounds.within_clusters(longest), local)["within"]), counts, means
 
 
 class _Clock:

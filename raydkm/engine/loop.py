@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from raydkm.engine.farthest import placed_at_farthest
 from raydkm.engine.passes import SUMS_BYTES, Passes, size_of_sums
@@ -27,11 +27,13 @@ def adm(objective: Objective, state: State, passes: Passes, max_steps: int, watc
     while state.step < max_steps:
         began = time.perf_counter()
         statistics, before = passes.sum(objective.fields(state), objective.e_step(state, last), last), state
-        timing = passes.timing
+        timing, counts = passes.timing, statistics["counts"].cpu()
         state, terms = objective.update(before, statistics, passes.sum, last)
-        if terms.relocated and objective.setting.empty == "farthest":
-            state = placed_at_farthest(objective, before, state, statistics["counts"].cpu(), passes)
+        lost = objective.lost(before.shares, counts)
         del statistics, before  # the next step needs the room
+        state, moved = placed_at_farthest(objective, state, lost, passes)
+        if moved:
+            terms = replace(terms, relocated=terms.relocated + moved, settled=None)
         seconds = {"seconds": time.perf_counter() - began, **asdict(timing)}
         if watch(state, terms, seconds) or terms.settled:
             break
@@ -55,14 +57,16 @@ def hold_shares(objective: Objective, state: State, passes: Passes, most: int) -
     Returns
     -------
     State, float
-        The state nearest to that, and the change of a log s_k that a further sweep would make.
+        The state nearest to that, with the shares under its scalings, and the change of a log s_k that a further sweep
+        would make.
     """
     best, least = state, math.inf
     for _ in range(most):
         statistics = passes.sum(objective.fields(state), objective.e_step(state))
         swept, residual = objective.sweep(state, statistics)
         if residual < least:
-            best, least = state, residual
+            counts = statistics["counts"].cpu()
+            best, least = replace(state, shares=counts / counts.sum()), residual
         if residual <= BALANCE_TOLERANCE:
             break
         state = swept

@@ -24,7 +24,15 @@ from raydkm.engine.passes import Passes
 from raydkm.engine.survey import Survey, condensed, measure
 from raydkm.errors import InputError
 from raydkm.features.maps import FourierFeatures, KernelToLandmarks, Map, Projected, Scaled, Unit, chain
-from raydkm.features.spectra import discriminants, inverse_root, nystrom, principal, shrunk, whitening
+from raydkm.features.spectra import (
+    discriminants,
+    inverse_root,
+    nystrom,
+    principal,
+    principal_of_rows,
+    shrunk,
+    whitening,
+)
 from raydkm.features.stages import Stage, dims_of
 from raydkm.ops.batch import HARD_TILE, Batch
 from raydkm.ops.distances import Points
@@ -155,17 +163,23 @@ def _fitted(stage: Stage, dim: int, rows: _Rows, config: FitConfig, tiers: Tiers
         rng = np.random.Generator(np.random.Philox(key=[config.seed, draws]))
         draw = _fourier if stage.name == "rff" else _landmarks
         return rows.by_first(partial(draw, rows, dim, rng))
-    facts = rows.moments(covariance=stage.name != "center")
+    few = rows.look.sample_is_all and len(rows.look.sample_rows) < rows.look.sample_rows.shape[1]
+    facts = rows.moments(covariance=stage.name != "center" and not (stage.name == "pca" and few))
     mean, covariance = rows.frame.shift + facts.mean.cpu(), facts.covariance
-    if covariance is None:
+    if stage.name == "center":
         return Scaled(mean, torch.ones_like(mean))
+    if stage.name == "pca":
+        _check_rows(stage.name, dim, rows.look.counted, "rows")
+    if covariance is None:
+        weight = rows.look.sample_weight[:, None]
+        centred = (rows.frame(rows.look.sample_rows) - facts.mean.cpu()) * weight.sqrt()
+        return rows.by_first(partial(principal_of_rows, mean, centred, dim))
     covariance = covariance.cpu()
     if stage.name == "whiten":
         return rows.by_first(partial(whitening, mean, covariance))
     if stage.name == "lda":
         return _discriminants(dim, rows, mean, covariance, config, tiers)
     assert stage.name == "pca"
-    _check_rows(stage.name, dim, rows.look.counted, "rows")
     return rows.by_first(partial(principal, mean, covariance, dim))
 
 

@@ -20,7 +20,7 @@ from raydkm.config import FitConfig
 from raydkm.engine.fit import look_at, temperature_of
 from raydkm.engine.passes import Passes
 from raydkm.engine.start import given, seedings
-from raydkm.engine.survey import Survey, condensed, measure
+from raydkm.engine.survey import Survey, condensed, measure_spread
 from raydkm.errors import ConfigError
 from raydkm.model import Model
 from raydkm.objectives import OBJECTIVES
@@ -30,7 +30,6 @@ from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Extent
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import cluster_fields, hard_statistics, soft_statistics
-from raydkm.ops.temperature import collapse_temperature
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,10 @@ def begin(passes: Passes, config: FitConfig, start: np.ndarray | None) -> Runnin
         If the batch has fewer rows of positive weight than there are clusters.
     """
     look, frame = look_at(passes, config)
-    facts = measure(*condensed(passes, look, config.metric), frame, covariance=config.has_temperature)
-    critical = collapse_temperature(facts.covariance) if facts.covariance is not None else None
+    critical = None
+    if config.has_temperature:
+        passes, extent = condensed(passes, look, config.metric)
+        _, critical = measure_spread(passes, look, extent, frame, covariance=False)
     prototypes = given(start, config, frame)[0] if start is not None else _seeded(look, config, frame)
     return Running(
         frame=frame,

@@ -101,7 +101,7 @@ class SeedingOfAll:
         first, facts = self._counted, self._facts
         new = self.points(self.candidates[first:])
         square = 4 * facts.bound.square().sum()
-        potential = facts.bounds.field("potential", (), square, grids=2)
+        potential = facts.bounds.field("potential", (), square, grids=3)
         shares = facts.bounds.field("owned", (len(self.candidates),))
         fields = (potential, shares, ROWS) if owned else (potential, ROWS)
 

@@ -56,10 +56,9 @@ def given(start: np.ndarray, config: FitConfig, frame: Frame) -> tuple[Tensor, d
     if frame.metric == "cosine":  # means of unit vectors, as of a model, are shorter than these and stay so
         norm = torch.linalg.vector_norm(given_as, dim=1, keepdim=True)
         prototypes = torch.where((norm > 0) & (norm < 1), given_as, prototypes)
-    prototypes = prototypes - frame.shift
-    if not bool(prototypes.isfinite().all()):
-        raise ConfigError("initial prototypes: a zero vector has no direction (metric cosine)")
-    return prototypes, {"init": "array", "sha256": digest(start)}
+        if config.spherical and not bool((norm > 0).all()):
+            raise ConfigError("initial prototypes: a zero vector has no direction (spherical)")
+    return prototypes - frame.shift, {"init": "array", "sha256": digest(start)}
 
 
 def digest(start: np.ndarray) -> str:

@@ -21,6 +21,7 @@ from raydkm.ops.frame import Frame
 from raydkm.ops.keys import content_hashes, draw_keys, sample_weights
 from raydkm.ops.moments import Extent, Moments, moment_fields, moment_statistics, moments
 from raydkm.ops.sample import Smallest
+from raydkm.ops.temperature import collapse_temperature, collapse_temperature_of_rows
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,22 @@ def measure(passes: Passes, extent: Extent, frame: Frame, *, covariance: bool, f
     fields = moment_fields(extent, frame, covariance=covariance)
     statistics = passes.sum(fields, moment_statistics(frame, extent.max_weight, covariance=covariance))
     return moments(statistics, extent, frame, covariance=covariance, fine=fine)
+
+
+def measure_spread(
+    passes: Passes, look: Survey, extent: Extent, frame: Frame, *, covariance: bool
+) -> tuple[Moments, float]:
+    """The moments of all rows, with their covariance if it is asked for, and the collapse temperature T_c.
+
+    Of fewer rows than dimensions T_c is computed without a covariance.
+    """
+    fine = extent.needs_fine(frame, look.sample_rows)
+    few = look.sample_is_all and len(look.sample_rows) < look.sample_rows.shape[1] and not covariance
+    facts = measure(passes, extent, frame, covariance=not few, fine=fine)
+    if facts.covariance is not None:
+        return facts, collapse_temperature(facts.covariance)
+    z = frame.tile(look.sample_rows).double().cpu()
+    return facts, collapse_temperature_of_rows(z, look.sample_weight, facts.mean.cpu())
 
 
 def condensed(passes: Passes, look: Survey, metric: str) -> tuple[Passes, Extent]:

@@ -20,6 +20,18 @@ def principal(mean: Tensor, covariance: Tensor, dim: int) -> Projected:
     return Projected(mean, signed(leading(covariance, dim)))
 
 
+def principal_of_rows(mean: Tensor, centred: Tensor, dim: int) -> Projected:
+    """The same of fewer rows than dimensions, without their covariance; zeros in place of directions there are not.
+
+    Parameters
+    ----------
+    centred : Tensor (n, d)
+        Rows less their mean, times the square roots of their weights.
+    """
+    vectors = torch.linalg.svd(centred, full_matrices=False).Vh[:dim].T
+    return Projected(mean, signed(torch.nn.functional.pad(vectors, (0, dim - vectors.shape[1]))))
+
+
 def whitening(mean: Tensor, covariance: Tensor) -> Projected:
     """(x − mean) · covariance^(−1/2), with a floor of small eigenvalues.
 

@@ -199,6 +199,16 @@ class Objective(ABC):
         the last pass.
         """
 
+    def lost(self, before: Tensor, counts: Tensor) -> Tensor:
+        """Clusters (m,) without rows that a pass is to find rows for.
+
+        Parameters
+        ----------
+        before, counts : Tensor (K,)
+            Weights or shares of the clusters in the step before, and in this one.
+        """
+        return torch.empty(0, dtype=torch.int64)
+
     def sweep(self, state: State, statistics: Statistics) -> tuple[State, float]:
         """The state with the scalings alone moved on, and the largest change of a log s_k."""
         log_s = self.balance.sweep(state.log_s, statistics["counts"].cpu())

@@ -16,7 +16,7 @@ from raydkm.ops import balance
 from raydkm.ops.approximate import EFFORTS, MISS_FIELDS, approximate_statistics
 from raydkm.ops.cost import Costs
 from raydkm.ops.exact import Field, Statistics
-from raydkm.ops.health import change, duplicates
+from raydkm.ops.health import change, duplicates, same_at
 from raydkm.ops.last import LastPass
 from raydkm.ops.scores import Scores
 from raydkm.ops.statistics import (
@@ -63,7 +63,7 @@ class DistanceObjective(Objective):
         return math.sqrt(self.setting.tol * self.setting.moments.column_variance)
 
     def begin(self, prototypes: Tensor) -> State:
-        return State.at(prototypes)
+        return State.at(self.setting.frame.on_sphere(prototypes, prototypes) if self.setting.spherical else prototypes)
 
     def fields(self, state: State) -> tuple[Field, ...]:
         return (*self._fields, *MISS_FIELDS) if self.approximates(state) else self._fields
@@ -108,14 +108,16 @@ class DistanceObjective(Objective):
         if passes is not None and within < CANCELLED * between and not self.approximates(state):
             within = self._summed_within(state, means, float(lengths.max()), passes, last)
         entropy = float(statistics["entropy"]) / moments.weight
-        empty, donors = self._relocation(counts)
-        if setting.empty == "keep":
-            prototypes = torch.where(alive[:, None], means, state.prototypes)
-        else:
-            prototypes = means.index_copy_(0, empty, means[donors] + self._nudge(means.shape[1]))
+        prototypes = means
         if setting.spherical:  # of all of unit length these have the least distortion (Dhillon and Modha 2001)
-            prototypes = setting.frame.on_sphere(prototypes)
+            prototypes = setting.frame.on_sphere(means, state.prototypes)
             within += float(counts @ (prototypes - means).square().sum(1))
+        empty, donors = self._donors(counts)
+        split = self._split(state.shares, counts)[empty]
+        if len(empty):
+            prototypes = torch.where(alive[:, None], prototypes, state.prototypes)
+            beside = prototypes[donors[split]] + self._nudge(means.shape[1])
+            prototypes[empty[split]] = setting.frame.on_sphere(beside, beside) if setting.spherical else beside
         log_s, residual = state.log_s, 0.0
         if self.balance.active:
             log_s = self.balance.sweep(state.log_s, counts)
@@ -134,6 +136,7 @@ class DistanceObjective(Objective):
         temperature = self.temperature_at(state.step)
         objective = self.loss(distortion, entropy, self.balance.term(counts), temperature)
         settled = self._settled(state, objective, residual, shift=shift**2 <= setting.tol * moments.column_variance)
+        relocated = int(split.sum())
         terms = Terms(
             objective=objective + self.constant(temperature),
             distortion=distortion,
@@ -146,9 +149,9 @@ class DistanceObjective(Objective):
             balance_residual=residual,
             smallest=float(counts.min()),
             largest=float(counts.max()),
-            relocated=0 if setting.empty == "keep" else len(empty),
-            duplicates=duplicates(prototypes, math.sqrt(moments.column_variance * means.shape[1])),
-            settled=settled if effort == state.effort else None,
+            relocated=relocated,
+            duplicates=duplicates(prototypes, same_at(0.0 if self.hard else temperature, moments.column_variance)),
+            settled=None if relocated or effort > state.effort else settled,
             effort=None if missed is None else state.effort,
             miss_rate=missed,
         )
@@ -168,10 +171,24 @@ class DistanceObjective(Objective):
             local = soft_distances_within(scores, frame, about)
         return float(passes(setting.moments.bounds.within_clusters(farthest), local)["within"])
 
-    def _relocation(self, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Empty clusters, and for each in turn the next largest cluster, beside whose prototype it is placed.
+    def lost(self, before: Tensor, counts: Tensor) -> Tensor:
+        if self.setting.empty == "keep":
+            return super().lost(before, counts)
+        return ((counts == 0) & ~self._split(before, counts)).nonzero()[:, 0]
 
-        Moving a prototype without rows cannot raise the loss, and the next step shares the rows between the two.
+    def _split(self, before: Tensor, counts: Tensor) -> Tensor:
+        """Mask (K,) of the clusters that `update` places beside a large one, which takes no pass.
+
+        The next step shows whether they gain rows there. Soft clusters always do: two prototypes may share all rows
+        alike and never part.
+        """
+        tried = self.hard and self.setting.empty == "split"
+        return (counts == 0) & (before > 0) & tried
+
+    def _donors(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Empty clusters (m,), and for each in turn the next largest cluster (m,).
+
+        Moving a prototype without rows cannot raise the loss.
         """
         empty = (counts == 0).nonzero()[:, 0]
         largest = torch.sort(counts, descending=True, stable=True).indices

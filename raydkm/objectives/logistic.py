@@ -25,7 +25,7 @@ from raydkm.objectives.base import Objective, PassOver, Setting, State, Terms
 from raydkm.ops import balance
 from raydkm.ops.balance import Balance
 from raydkm.ops.exact import Field, Statistics
-from raydkm.ops.health import duplicates
+from raydkm.ops.health import SAME, duplicates
 from raydkm.ops.last import LastPass
 from raydkm.ops.logistic import logistic_fields, logistic_statistics
 from raydkm.ops.scores import Scores
@@ -123,7 +123,7 @@ class LogisticObjective(Objective):
             smallest=float(counts.min()),
             largest=float(counts.max()),
             relocated=0,
-            duplicates=duplicates(prototypes, self._unit),
+            duplicates=duplicates(prototypes, SAME * self._unit),
             settled=self._settled(state, objective, residual, shift=False),
         )
         return State(state.step + 1, prototypes, bias, log_s, counts / total, objective), terms

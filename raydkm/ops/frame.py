@@ -11,6 +11,9 @@ from torch import Tensor
 
 from raydkm.ops.kernels import normalise
 
+#: A mean of unit vectors shorter than this is zero but for rounding.
+NO_LENGTH = 2.0**-40
+
 
 @dataclass(frozen=True)
 class RowTile:
@@ -152,10 +155,16 @@ class Frame:
         """The shift in float32."""
         return self.shift.float()
 
-    def on_sphere(self, z: Tensor) -> Tensor:
-        """Points (K, d) moved along their rays from the data's origin to unit length; both in the frame."""
+    def on_sphere(self, z: Tensor, otherwise: Tensor) -> Tensor:
+        """Points (K, d) moved along their rays from the data's origin to unit length; all in the frame.
+
+        A point at the data's origin has no direction, and the one of `otherwise` (K, d) is taken in its place.
+        """
         shift = self.shift.to(z)
-        return torch.nn.functional.normalize(z + shift, dim=1) - shift
+        x = z + shift
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        x = torch.where(length > NO_LENGTH, x, otherwise + shift)
+        return x / torch.linalg.vector_norm(x, dim=1, keepdim=True) - shift
 
     def centred_at(self, origin: Tensor, rows: torch.dtype = torch.float32) -> Frame:
         """The same at another origin (d,), rounded to float32 unless rows of this dtype are finer than that."""

@@ -28,6 +28,10 @@ SAMPLE_ROWS = 4096
 #: Of these, at most, that are kept to choose a screen by.
 TRIED_ROWS = 128
 
+#: Directions of a smaller part of the largest mean square are left out where rounding might make them less orthogonal
+#: than `SHORTER` has room for: their products are off by 1e-16 divided by this.
+LEAST_SQUARE = 1e-8
+
 #: With fewer dimensions than this there is little to gain.
 LEAST_DIMENSIONS = 128
 
@@ -89,7 +93,8 @@ class Directions:
 
     Parameters
     ----------
-    basis : Tensor (d, d) of float64
+    basis : Tensor (d, m) of float64
+        Up to d of them.
     rows : Tensor (m, d) of float32
         Some of the rows.
     """
@@ -104,15 +109,20 @@ class Directions:
 
     @classmethod
     def of(cls, z: Tensor) -> Directions:
-        """Those of rows z (n, d)."""
+        """Those of rows z (n, d), by the smaller one of their two products."""
         exact = z.double()
         rows = z[:: -(-len(z) // TRIED_ROWS)].float().clone()
-        return cls(torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1), rows)
+        if len(z) >= z.shape[1]:
+            return cls(torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(1), rows)
+        squares, vectors = torch.linalg.eigh(exact @ exact.T)
+        apart = squares > LEAST_SQUARE * squares[-1]
+        return cls((exact.T @ vectors[:, apart] / squares[apart].sqrt()).flip(1), rows)
 
     def first(self, width: int) -> Leading:
-        """So many of them; always the same object."""
+        """So many of them, with zeros in place of those there are not; always the same object."""
         if width not in self._first:
-            self._first[width] = Leading(self._basis[:, :width])
+            basis = self._basis[:, :width]
+            self._first[width] = Leading(torch.nn.functional.pad(basis, (0, width - basis.shape[1])))
         return self._first[width]
 
     def chosen(self, choose: Callable[[Directions], Leading | None]) -> Leading | None:

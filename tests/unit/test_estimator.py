@@ -285,3 +285,28 @@ def test_names_of_an_earlier_fit_are_forgotten(blobs) -> None:
     estimator.set_params(column="v").fit(pa.table({"v": x.tolist()}))
     assert not hasattr(estimator, "feature_names_in_")
     assert estimator.predict(x).shape == (300,)
+
+
+def test_tensors_of_bfloat16_are_those_of_float32(rng: np.random.Generator) -> None:
+    x = torch.from_numpy(rng.standard_normal((60, 4))).bfloat16()
+    estimator = DKMeans(3, random_state=0, init=x[:3])
+    half, single = clone(estimator).fit(x), clone(estimator).set_params(init=x[:3].float()).fit(x.float())
+    assert half.model_.checksum() == single.model_.checksum()
+    np.testing.assert_array_equal(half.predict(x), single.predict(x.float()))
+    np.testing.assert_array_equal(half.transform(x), single.transform(x.float()))
+    np.testing.assert_array_equal(clone(estimator).partial_fit(x).labels_, clone(estimator).partial_fit(x).labels_)
+    of_array = raydkm.fit(x, clusters=3, init=x[:3], seed=0)
+    np.testing.assert_array_equal(of_array.cluster_centers, half.cluster_centers_)
+
+
+def test_masked_values_are_refused(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((20, 2))
+    masked = np.ma.masked_greater(x, 1.0)
+    fitted = DKMeans(2, random_state=0).fit(x)
+    for use in (DKMeans(2).fit, DKMeans(2).partial_fit, fitted.predict, fitted.transform, fitted.score):
+        with pytest.raises(InputError, match="masked array: fill"):
+            use(masked)
+    with pytest.raises(InputError, match="masked array: fill"):
+        DKMeans(2).fit(x, sample_weight=np.ma.masked_less(np.arange(20.0), 3))
+    with pytest.raises(ConfigError, match=r"init: .*masked array: fill"):
+        DKMeans(2, init=np.ma.masked_all((2, 2))).fit(x)

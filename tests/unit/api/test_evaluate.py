@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 import raydkm
-from raydkm.errors import InputError
+from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model
 from raydkm.ops.metrics import clustering_accuracy
 
@@ -68,3 +68,54 @@ def test_labels_with_nulls_are_refused_by_file_and_column(tmp_path: Path, write,
     model = raydkm.fit(path, column="x", clusters=2)
     with pytest.raises(InputError, match=r"x\.parquet: column 'label' has nulls"):
         raydkm.evaluate(model, path, label="label")
+
+
+@pytest.fixture
+def weighed(tmp_path: Path, write, blobs) -> tuple[Path, Model, np.ndarray]:
+    x, labels = blobs(rows=400, dim=3, clusters=3, apart=1.0)
+    weight = np.random.default_rng(0).integers(0, 9, size=400).astype(float)
+    path = write(tmp_path / "x.parquet", x=x, label=labels, w=weight, other=10 * weight)
+    return path, raydkm.fit(path, column="x", weight="w", clusters=3), x
+
+
+@pytest.mark.parametrize("objective", ["kmeans", "sr-kmeans"])
+def test_rows_weigh_as_in_the_fit(weighed, objective: str) -> None:
+    path, *_ = weighed
+    model = raydkm.fit(path, column="x", weight="w", clusters=3, objective=objective)
+    found = raydkm.evaluate(model, path, label="label")
+    assert found["inertia"] == pytest.approx(model.record["inertia"], rel=1e-4)
+    assert found["weights"] == pytest.approx(model.counts.tolist())
+    assert (found["weight"], sum(found["sizes"])) == ("w", 400)
+    plain = raydkm.evaluate(model, path, label="label", unweighted=True)
+    assert (plain["weight"], plain["weights"]) == (None, plain["sizes"])
+    assert plain["inertia"] < 0.5 * found["inertia"]
+    other = raydkm.evaluate(model, path, label="label", weight="other")
+    assert other["inertia"] == pytest.approx(10 * found["inertia"])
+    assert other["mean_entropy"] == pytest.approx(found["mean_entropy"])
+    for figure in ("acc", "nmi", "ari"):
+        assert plain[figure] == found[figure] == other[figure]
+
+
+def test_a_weight_column_that_files_lack_is_told(
+    weighed, tmp_path: Path, write, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, model, x = weighed
+    raydkm.evaluate(model, path, label="label")
+    assert "weigh" not in caplog.text
+    bare = write(tmp_path / "bare.parquet", x=x, label=[0] * 400)
+    assert raydkm.evaluate(model, [path, bare], label="label")["weight"] is None
+    assert "bare.parquet: no column 'w', by which the fit weighed rows" in caplog.text
+
+
+def test_weights_that_are_none_are_refused(weighed, tmp_path: Path, write) -> None:
+    path, model, x = weighed
+    with pytest.raises(InputError, match=r"x\.parquet: no column 'v'"):
+        raydkm.evaluate(model, path, label="label", weight="v")
+    with pytest.raises(ConfigError, match="weight or unweighted"):
+        raydkm.evaluate(model, path, label="label", weight="w", unweighted=True)
+    bad = write(tmp_path / "bad.parquet", x=x, label=[0] * 400, w=["a"] * 400)
+    with pytest.raises(InputError, match="weight column 'w' is string, not numeric"):
+        raydkm.evaluate(model, bad, label="label")
+    zero = write(tmp_path / "zero.parquet", x=x, label=[0] * 400, w=[0.0] * 400)
+    with pytest.raises(InputError, match="all weights are zero in column 'w'"):
+        raydkm.evaluate(model, zero, label="label")

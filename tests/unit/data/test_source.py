@@ -154,9 +154,29 @@ def test_arrays_in_any_layout_and_tensors_are_accepted_and_never_written_to() ->
         np.testing.assert_array_equal(rows, x)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.float16])
+def test_tensors_of_floats_of_any_size_keep_their_values(kind: torch.dtype) -> None:
+    x = (torch.arange(12).reshape(4, 3) / 8).to(kind)  # exact in all of them
+    rows, weight = taken(RowSource.from_array(x, x[:, 0]))
+    assert rows.dtype == (torch.float16 if kind == torch.float16 else torch.float32)
+    assert torch.equal(rows.double(), x.double())
+    assert weight.tolist() == x[:, 0].tolist()
+
+
+def masked(*values: float) -> np.ma.MaskedArray:
+    return np.ma.masked_equal(np.array(values), 9.0)
+
+
 @pytest.mark.parametrize(
     ("array", "weight", "told"),
     [
+        (masked(1, 9, 3, 4).reshape(2, 2), None, r"masked array: fill its masked values .* or drop their rows"),
+        (np.ones((2, 2)), masked(1, 9), "masked array: fill"),
+        (torch.ones(2, 2).to_sparse(), None, "a sparse tensor; give a dense one"),
+        (torch.ones(2, 2, device="meta"), None, "a meta tensor"),
+        (torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.quint8), None, "a quantised tensor"),
+        (np.array([[1.0, None]], dtype=object), None, "dtype object"),
+        (np.ones((2, 2), dtype=np.longdouble), None, "dtype .*: features are floats or integers of up to 64 bits"),
         (np.ones(3), None, "got 1 dimension"),
         (np.ones((2, 2, 2)), None, "got 3 dimension"),
         (np.ones((0, 2)), None, "has no rows"),
@@ -173,6 +193,11 @@ def test_arrays_in_any_layout_and_tensors_are_accepted_and_never_written_to() ->
 def test_arrays_that_cannot_serve_are_refused(array, weight, told: str) -> None:
     with pytest.raises(InputError, match=told):
         RowSource.from_array(array, weight)
+
+
+def test_masked_arrays_of_which_no_value_is_masked_are_arrays() -> None:
+    rows, _ = taken(RowSource.from_array(masked(1, 2, 3, 4).reshape(2, 2)))
+    assert rows.tolist() == [[1, 2], [3, 4]]
 
 
 def test_a_zero_row_is_refused_where_directions_count() -> None:

@@ -91,15 +91,22 @@ def test_one_process_needs_nobody() -> None:
         gathered(comm, lambda: refuse(1))
 
 
-def fit_part(comm: Comm, table: ParquetTable, cuts: list[int], cache: str, **options: Any) -> torch.Tensor:
+def fit_part(
+    comm: Comm, table: ParquetTable, cuts: list[int], cache: str, start: np.ndarray | None = None, **options: Any
+) -> torch.Tensor:
     """The prototypes of a fit in which this worker has the rows between its two cuts."""
     config, *_ = configure({"column": "x", "tol": 0, "seed_rows": 2 * BATCH_ROWS, **options})
     source = RowSource.of_table(table, Tiers(cache, 0, CPU), *cuts[comm.rank : comm.rank + 2])
-    return fit_rows(source, comm, config, threads=1, device=CPU).state.prototypes
+    return fit_rows(source, comm, config, threads=1, device=CPU, start=start).state.prototypes
 
 
 APPROXIMATE = {"clusters": 60, "max_steps": 5, "objective": "kmeans", "assignment": "approximate", "max_miss": 0}
 LOGISTIC = {"clusters": 4, "max_steps": 5, "objective": "mi"}
+FAR = {"init": "array", "start": np.outer(10.0 ** np.arange(6), [1, 1]), "clusters": 6, "max_steps": 3}
+EMPTY: list[dict[str, Any]] = [  # clusters that rows of all workers are sought for
+    FAR | {"objective": "kmeans", "empty": "split"},
+    FAR | {"objective": "soft-kmeans", "empty": "farthest", "temperature": 1.0},
+]
 
 
 def fit_three_ways(comm: ProcessGroup, place: Path) -> list[Any]:
@@ -115,6 +122,7 @@ def fit_three_ways(comm: ProcessGroup, place: Path) -> list[Any]:
     found.append(fit_part(comm, good, [0, rows, rows, rows], "host", clusters=4, max_steps=3, seed_rows=rows))
     found.append(fit_part(comm, good, [0, BATCH_ROWS, 3 * BATCH_ROWS, rows], "host", **LOGISTIC))
     found.append(fit_part(comm, good, [0, BATCH_ROWS, 3 * BATCH_ROWS, rows], "host", **APPROXIMATE))
+    found += [fit_part(comm, good, [0, BATCH_ROWS, 3 * BATCH_ROWS, rows], "host", **options) for options in EMPTY]
     with pytest.raises(InputError) as refusal:
         fit_part(comm, bad, [0, BATCH_ROWS, 2 * BATCH_ROWS, rows], "stream", clusters=4)
     return [*found, str(refusal.value)]
@@ -136,6 +144,7 @@ def test_three_processes_fit_what_one_fits_and_refuse_what_one_refuses(tmp_path:
         fit_part(Solo(), table, [0, table.rows], "host", clusters=4, max_steps=3, seed_rows=table.rows),
         fit_part(Solo(), table, [0, table.rows], "host", **LOGISTIC),
         fit_part(Solo(), table, [0, table.rows], "host", **APPROXIMATE),
+        *(fit_part(Solo(), table, [0, table.rows], "host", **options) for options in EMPTY),
     ]
     for rank in range(WORLD):
         *prototypes, refusal = answers[rank]

@@ -65,8 +65,9 @@ def test_centred_rows_have_zero_mean() -> None:
     np.testing.assert_allclose(mapped("center", x), x - x.mean(0), rtol=1e-6, atol=1e-15)
 
 
-def test_principal_components_are_scikit_learns(blobs) -> None:
-    x, _ = blobs(rows=500, dim=6)
+@pytest.mark.parametrize(("rows", "dim"), [(500, 6), (40, 90), (12, 5000)])
+def test_principal_components_are_scikit_learns(blobs, rows: int, dim: int) -> None:
+    x, _ = blobs(rows=rows, dim=dim)
     theirs = PCA(3).fit_transform(x.astype(np.float64))
     found = mapped("pca:3", x)
     np.testing.assert_allclose(found * np.sign((found * theirs).sum(0)), theirs, atol=1e-4)

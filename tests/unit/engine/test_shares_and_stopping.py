@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 
 import raydkm
 from raydkm.api.given import read_given
 from raydkm.engine.checkpoint import CheckpointFile
 from raydkm.errors import ConfigError, ModelError
 from raydkm.ops.balance import Balance
-from raydkm.ops.health import duplicates
+from raydkm.ops.health import SAME, duplicates
 
 
 def uneven(rng: np.random.Generator) -> np.ndarray:
@@ -52,6 +53,30 @@ def test_shares_stay_within_their_bounds(rng: np.random.Generator) -> None:
     wide = raydkm.fit(x, **SOFT, min_share=1e-3, max_share=0.99)
     assert not wide.log_s.any()  # within wide bounds nothing is asked
     np.testing.assert_allclose(wide.cluster_centers, free.cluster_centers, atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [{"balance": 1.0}, {"min_share": 0.2, "max_share": 0.3}], ids=str)
+def test_shares_of_a_model_are_those_under_its_scalings(asked: dict, rng: np.random.Generator) -> None:
+    x = uneven(rng)
+    model = raydkm.fit(x, **(SOFT | asked | {"max_steps": 2}))  # the scalings are swept after the steps
+    np.testing.assert_allclose(model.shares, shares(model, x), atol=1e-4)
+    assert np.abs(model.shares.numpy() - shares(replace(model, log_s=torch.zeros(4)), x)).max() > 0.05
+    np.testing.assert_allclose(model.read_as("p").scores().bias, 0.5 * np.log(shares(model, x)), atol=1e-3)
+
+
+@pytest.mark.parametrize(("objective", "told"), [("soft-kmeans", True), ("sr-kmeans", True), ("kmeans", False)])
+def test_labels_that_break_bounds_of_the_shares_are_told(
+    objective: str, told: bool, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft = {} if objective == "kmeans" else {"temperature": "0.7Tc"}
+    options = {"clusters": 4, "objective": objective, **soft}
+    model = raydkm.fit(uneven(rng), **options, min_share=0.2, max_share=0.3)
+    assert ("bind the posteriors" in caplog.text) == told
+    of_labels = model.counts / model.counts.sum()
+    assert bool(of_labels.min() < 0.19 or of_labels.max() > 0.31) == told
+    caplog.clear()
+    raydkm.fit(uneven(rng), **options)
+    assert "bind" not in caplog.text
 
 
 def test_hard_clusters_too_have_bounds() -> None:
@@ -117,18 +142,21 @@ def test_prototypes_without_rows_may_be_moved_to_the_farthest_rows(rng: np.rando
     options = {"clusters": 5, "objective": "kmeans", "init": start, "empty": "farthest", "tol": 0, "threads": threads}
     first = raydkm.fit(x, max_steps=1, **options)
     assert first.history[0]["relocated"] == 3
-    third = np.argsort(np.square(x - 0).sum(1))[-4]  # beyond all but these three
+    halves = [x[x[:, 0] > 0].mean(0), x[x[:, 0] < 0].mean(0)]
+    third = np.argsort(np.min([np.square(x - mean).sum(1) for mean in halves], axis=0))[-4]  # all but these three
     np.testing.assert_allclose(first.cluster_centers[2:4], [[0, 70, 0], [50, 0, 0]], atol=1e-5)
-    assert np.square(first.cluster_centers[4] - x[third]).sum() < 1
+    np.testing.assert_allclose(first.cluster_centers[4], x[third], atol=1e-5)
     model = raydkm.fit(x, max_steps=20, **options)
     assert sorted(model.counts.tolist())[:2] == [1, 2]
 
 
-def test_where_no_row_is_away_from_its_prototype_the_others_are_split(rng: np.random.Generator) -> None:
+def test_where_no_row_is_away_from_its_prototype_the_others_stay(rng: np.random.Generator) -> None:
     x = np.repeat(rng.standard_normal((2, 3)), 10, axis=0)
     model = raydkm.fit(x, clusters=4, objective="kmeans", empty="farthest", max_steps=20)
     assert model.prototypes.isfinite().all()
     assert model.record["inertia"] == pytest.approx(0, abs=1e-9)
+    assert model.history[-1]["settled"]
+    assert model.history[-1]["relocated"] == 0
 
 
 def test_duplicate_prototypes_are_counted() -> None:
@@ -136,6 +164,40 @@ def test_duplicate_prototypes_are_counted() -> None:
     model = raydkm.fit(x, clusters=5, objective="kmeans", empty="keep")
     assert model.history[-1]["duplicates"] == 2
     assert raydkm.fit(x, clusters=3, objective="kmeans").history[-1]["duplicates"] == 0
+
+
+SOFT_FITS = pytest.mark.parametrize("objective", ["soft-kmeans", "sr-kmeans"])
+
+
+@SOFT_FITS
+@pytest.mark.parametrize("temperature", ["1.2Tc", "2Tc", "10Tc"])
+@pytest.mark.parametrize("clusters", [2, 5])
+def test_soft_prototypes_that_collapse_are_duplicates(
+    objective: str, temperature: str, clusters: int, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = rng.standard_normal((400, 6)) * [3, 1, 1, 0.5, 0.5, 0.1]
+    estimator = raydkm.DKMeans(clusters, objective=objective, temperature=temperature, random_state=0)
+    with pytest.warns(ConvergenceWarning, match=f"{clusters - 1} of {clusters} prototypes coincide"):
+        estimator.fit(x)
+    assert estimator.history_[-1]["duplicates"] == clusters - 1
+    assert f"{clusters - 1} of {clusters} prototypes coincide with another one at T" in caplog.text
+
+
+@SOFT_FITS
+@pytest.mark.parametrize("temperature", ["auto", "0.5Tc", "0.9Tc"])
+def test_soft_prototypes_that_are_apart_are_no_duplicates(
+    objective: str, temperature: str, blobs, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, _ = blobs(rows=400, dim=6, clusters=2)
+    model = raydkm.fit(x, clusters=2, objective=objective, temperature=temperature)
+    assert model.history[-1]["duplicates"] == 0
+    assert "coincide" not in caplog.text
+
+
+def test_clusters_of_k_means_that_are_far_apart_beside_their_distances_are_no_duplicates() -> None:
+    places = np.repeat([0.0, 100, 200, 1e6], 10)[:, None] + np.tile(np.arange(10.0), 4)[:, None]
+    model = raydkm.fit(places, clusters=4, objective="kmeans", init=[[4.5], [104.5], [204.5], [1e6]])
+    assert model.history[-1]["duplicates"] == 0
 
 
 @pytest.mark.parametrize(("apart", "counted"), [(0.0, 3), (2.0**-13, 3), (2.0**-10, 0)])
@@ -146,7 +208,7 @@ def test_prototypes_are_duplicates_within_a_part_of_the_spread(
     aside = torch.from_numpy(rng.standard_normal((3, 6)))
     aside /= torch.linalg.vector_norm(aside, dim=1, keepdim=True)
     prototypes[[4, 19, 48]] = prototypes[[7, 30, 2]] + 5.0 * apart * aside
-    assert duplicates(prototypes, 5.0) == counted
+    assert duplicates(prototypes, 5.0 * SAME) == counted
 
 
 def test_time_before_a_checkpoint_counts(blobs, tmp_path: Path) -> None:

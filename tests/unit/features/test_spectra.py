@@ -17,6 +17,7 @@ from raydkm.features.spectra import (
     inverse_root,
     nystrom,
     principal,
+    principal_of_rows,
     shrunk,
     signed,
     whitening,
@@ -39,6 +40,21 @@ def test_principal_directions_are_scikit_learns_up_to_their_signs() -> None:
     signs = np.sign(theirs.components_[np.arange(3), np.abs(theirs.components_).argmax(1)])
     np.testing.assert_allclose(found.matrix.T, theirs.components_ * signs[:, None], atol=1e-10)
     np.testing.assert_allclose(found(torch.from_numpy(x)), theirs.transform(x) * signs, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 5, 20, 39])
+def test_fewer_rows_than_dimensions_have_the_principal_directions_of_their_covariance(n: int) -> None:
+    x, weight = rows(n, 40), np.random.default_rng(n).random(n) + 0.1
+    mean = np.average(x, axis=0, weights=weight)
+    centred = (x - mean) * np.sqrt(weight / weight.sum())[:, None]
+    found = principal_of_rows(torch.from_numpy(mean), torch.from_numpy(centred), n)
+    exact = principal(torch.from_numpy(mean), torch.from_numpy(centred.T @ centred), n)
+    torch.testing.assert_close(
+        found.matrix[:, :-1], exact.matrix[:, :-1], rtol=0, atol=1e-6
+    )  # the last has no variance
+    more = principal_of_rows(torch.from_numpy(mean), torch.from_numpy(centred), n + 2)
+    assert more.dim == n + 2
+    assert not more.matrix[:, n:].any()
 
 
 @given(st.integers(0, 1000))
