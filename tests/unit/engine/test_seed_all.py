@@ -128,9 +128,7 @@ def test_seeds_of_rows_of_several_scales_are_as_good_as_those_of_scikit_learn(ro
     assert seeded(x, clusters, init)[0] < (2 if init == "k-means||" else 4) * np.mean(peer)
 
 
-@pytest.mark.parametrize(
-    "rows", [towns, pytest.param(outlier, marks=pytest.mark.xfail(reason="the sum's grid is too coarse", strict=True))]
-)
+@pytest.mark.parametrize("rows", [towns, outlier])
 def test_the_best_of_several_seedings_is_taken(rows: Callable) -> None:
     x, clusters = rows(np.random.default_rng(0))
     reached, reported = seeded(x, clusters, "k-means||")

@@ -110,10 +110,11 @@ def equal_start(x: np.ndarray, clusters: int) -> np.ndarray:
     return np.repeat(x[:1], clusters, axis=0)
 
 
-def different(x: np.ndarray, weight: np.ndarray, cosine: bool) -> int:
+def different(x: np.ndarray, weight: np.ndarray, cosine: bool, decimals: int | None = 5) -> int:
     x = x[weight > 0]
     if cosine:
-        x = np.round(x / np.linalg.norm(x, axis=1, keepdims=True), 5)
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        x = x if decimals is None else np.round(x, decimals)
     return len(np.unique(x, axis=0))
 
 
@@ -160,7 +161,9 @@ def test_so_it_has_with_weights_balance_and_on_the_sphere(
             sample_weight=weight,
             **options,
         )
-        assert int((model.counts > 0).sum()) == min(6, different(x, weight, cosine))
+        # directions that differ by their rounding alone may count as different ones
+        exactly = different(x, weight, cosine, decimals=None)
+        assert min(6, different(x, weight, cosine)) <= int((model.counts > 0).sum()) <= min(6, exactly)
 
 
 @pytest.mark.parametrize("max_steps", [3, 10, 300])
