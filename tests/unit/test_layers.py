@@ -26,6 +26,7 @@ LEVELS = {
     "objectives": 2,
     "features": 2,
     "config": 3,
+    "assigner": 4,
     "data": 4,  # writes through atomic
     "model": 5,
     "engine": 6,
