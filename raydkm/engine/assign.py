@@ -20,7 +20,7 @@ from torch import Tensor
 
 from raydkm.config import AssignConfig, RunConfig
 from raydkm.data.columns import Columns
-from raydkm.data.files import relative_names
+from raydkm.data.files import output_name, relative_names
 from raydkm.data.output import Output
 from raydkm.data.parquet import ParquetTable, scan_file
 from raydkm.data.prefetch import prefetched
@@ -174,9 +174,10 @@ class AssignTask:
     def ranges(self) -> tuple[Range, ...]:
         """What is assigned as a whole, in the order of the rows; it follows from the files and `range_rows`."""
         found: list[Range] = []
+        written = [*self.keep, *(field.name for field in fields_of(self.top))]
         for source, file, groups in zip(self.table.files, self._files, self.table.groups, strict=True):
             for number, (start, stop) in enumerate(cut(groups, self.config.range_rows)):
-                output = f"{file.removesuffix('.parquet')}-{number:05d}.parquet"
+                output = f"{output_name(file, written).removesuffix('.parquet')}-{number:05d}.parquet"
                 found.append(Range(len(found), source, file, start, stop, output))
         return tuple(found)
 

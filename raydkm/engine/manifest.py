@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydkm.atomic import MARKER, check_free
-from raydkm.data.files import MANIFEST, SUCCESS
 from raydkm.data.output import Output
+from raydkm.data.search import MANIFEST, SUCCESS
 from raydkm.engine.tally import Tally, closest_of
 from raydkm.errors import EngineError, OutputError
 
