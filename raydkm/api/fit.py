@@ -189,7 +189,7 @@ def _kind(data: Any) -> str:
         return "dataset"
     if names_files(data):
         return "files"
-    return "table" if isinstance(data, pa.Table) else "array"
+    return "table" if isinstance(data, pa.Table | pa.RecordBatch) else "array"
 
 
 def names_files(data: Any) -> bool:
