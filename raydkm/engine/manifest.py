@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from raydkm.atomic import MARKER, check_free
 from raydkm.data.output import Output
+from raydkm.data.parquet import batches_of
 from raydkm.data.search import MANIFEST, SUCCESS
 from raydkm.engine.tally import Tally, closest_of
 from raydkm.errors import EngineError, OutputError
@@ -323,7 +324,8 @@ def check_place(output: Output, *, overwrite: bool) -> dict[str, int]:
 
 
 def _table(content: pa.Buffer) -> pa.Table:
-    return pq.read_table(pa.BufferReader(content))
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        return pa.Table.from_batches(batches_of(file), file.schema_arrow)
 
 
 def _ahead(pool: ThreadPoolExecutor, read: Any, ranges: tuple[Range, ...]) -> Iterator[Any]:
