@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from raydkm.config import RunConfig
-from raydkm.data.columns import Columns
+from raydkm.data.columns import Columns, check_column
 from raydkm.data.parquet import ParquetTable, scan_file
+from raydkm.data.rows import plain_type
 from raydkm.engine.assign import Assigner
 from raydkm.engine.where import threads_of
 from raydkm.errors import InputError
@@ -40,19 +43,15 @@ def evaluate(
     table = ParquetTable.open(
         data, column or model.config.column, unit=model.unit, dim=model.input_dim, shape=model.shape
     )
-    for path, schema in zip(table.files, table.schemas, strict=True):
-        if label not in schema.names:
-            raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(schema.names)}")
+    classes = _Classes(table, label)
     assigner = Assigner(model, threads=threads_of(RunConfig()))
     columns = Columns(table.columns.features, shape=table.columns.shape)
     labels, clusters, inertia, entropy = [], [], 0.0, 0.0
     for path in table.files:
         row = 0
         for batch in scan_file(path, list(dict.fromkeys([*columns.needed, label])), at_once=table.rows_at_once):
-            if batch[label].null_count:
-                raise InputError(f"{path}: column '{label}' has nulls in rows {row} to {row + len(batch)}")
+            labels.append(classes.of(batch[label], path, row))
             result = assigner(columns.extract(batch, path, row, unit=model.unit).rows)
-            labels.append(_plain(batch[label]))
             clusters.append(result.clusters[:, 0])
             inertia += float(np.square(result.distance, dtype=np.float64).sum())
             entropy += float(result.entropy.sum(dtype=np.float64))
@@ -67,7 +66,46 @@ def evaluate(
     }
 
 
-def _plain(labels: pa.Array) -> np.ndarray:
-    if isinstance(labels, pa.DictionaryArray):
-        labels = labels.dictionary_decode()
-    return labels.to_numpy(zero_copy_only=False)
+class _Classes:
+    """Numbers of classes, one for each different label; numbers of any types are compared exactly."""
+
+    def __init__(self, table: ParquetTable, label: str):
+        self._label, self._numbers = label, dict[Any, int]()
+        kinds = []
+        for path, schema in zip(table.files, table.schemas, strict=True):
+            if label not in schema.names:
+                raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(schema.names)}")
+            check_column(schema, label, path)
+            kinds.append(_kind(schema.field(label).type))
+            if kinds[-1] is None:
+                raise InputError(f"{path}: column '{label}' is {schema.field(label).type}; labels are numbers or texts")
+            if kinds[-1] != kinds[0]:
+                raise InputError(
+                    f"{path}: labels in '{label}' are {kinds[-1]}, in {table.files[0]} {kinds[0]}; cast them"
+                )
+
+    def of(self, column: pa.Array, path: str, row: int) -> NDArray[np.int64]:
+        """The classes of a column whose first row is row number `row` of a file."""
+        kind = plain_type(column.type)
+        column = column.cast(pa.float32() if kind == pa.float16() else kind)
+        unusable = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+        if (first := unusable.index(True).as_py()) >= 0:
+            what = "null" if column[first].as_py() is None else "NaN"
+            raise InputError(
+                f"{path}: row {row + first}, column '{self._label}': {what}; a label is needed of every row"
+            )
+        encoded = column.dictionary_encode()
+        numbers = [self._numbers.setdefault(value, len(self._numbers)) for value in encoded.dictionary.to_pylist()]
+        return np.array(numbers, dtype=np.int64)[encoded.indices.to_numpy()]
+
+
+def _kind(kind: pa.DataType) -> str | None:
+    """The kind of labels of a type: those of two kinds cannot be compared."""
+    plain = plain_type(kind)
+    if plain is None or plain.num_fields:
+        return None
+    if pa.types.is_integer(plain) or pa.types.is_floating(plain) or pa.types.is_boolean(plain):
+        return "numbers"
+    if pa.types.is_string(plain) or pa.types.is_large_string(plain):
+        return "texts"
+    return str(plain) if pa.types.is_primitive(plain) or pa.types.is_decimal(plain) else None
