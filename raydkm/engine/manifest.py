@@ -167,15 +167,11 @@ class Manifest:
             self._output.remove(SUCCESS, MANIFEST)
         elif self._is_whole(sizes):
             return []
+        self._output.claim(MANIFEST, _json(self._job))
+        self._check_same()  # before the run that is under way here, if any, is ended
         self._output.begin()
         sizes = self._output.sizes()  # another run may have begun or ended meanwhile
-        if self._is_whole(sizes):
-            return []
-        if MANIFEST not in sizes:
-            self._output.check_owned()
-            self._output.commit(MANIFEST, _json(self._job))
-            self._check_same()
-        return self._missing(sizes)
+        return [] if self._is_whole(sizes) else self._missing(sizes)
 
     def _is_whole(self, sizes: dict[str, int]) -> bool:
         if MANIFEST in sizes:
