@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -202,6 +202,7 @@ class ParquetTable:
         files = find_files(data)
         with ThreadPoolExecutor(min(16, len(files))) as pool:
             groups, schemas, stamps = zip(*pool.map(_footer, files), strict=True)
+        schemas = _typed(schemas, groups)
         columns = Columns.named(column, weight, schemas[0].names, shape=shape)
         widths = [columns.check(schema, name) for name, schema in zip(files, schemas, strict=True)]
         known = [(name, width) for name, width in zip(files, widths, strict=True) if width is not None]
@@ -306,6 +307,22 @@ class ParquetTable:
                 row += len(batch)
             if row != high:
                 raise InputError(f"{name}: {row - low} rows read where its footer promised {high - low}")
+
+
+def _typed(schemas: Sequence[pa.Schema], groups: Sequence[Sequence[int]]) -> tuple[pa.Schema, ...]:
+    """The schemas, where columns of type null of files without rows, as pandas writes them, are as in other files."""
+    known: dict[str, pa.DataType] = {}
+    for field in (field for schema in schemas for field in schema if not pa.types.is_null(field.type)):
+        known.setdefault(field.name, field.type)
+
+    def typed(schema: pa.Schema) -> pa.Schema:
+        fields = [
+            field.with_type(known.get(field.name, field.type)) if pa.types.is_null(field.type) else field
+            for field in schema
+        ]
+        return pa.schema(fields, schema.metadata)
+
+    return tuple(schema if sum(rows) else typed(schema) for schema, rows in zip(schemas, groups, strict=True))
 
 
 def _footer(name: str) -> tuple[tuple[int, ...], pa.Schema, Stamp]:

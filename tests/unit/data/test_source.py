@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import raydkm
 import raydkm.data.source
 import raydkm.data.tiers
 from raydkm.data.columns import Block
@@ -152,6 +153,19 @@ def test_arrays_in_any_layout_and_tensors_are_accepted_and_never_written_to() ->
     for array in (np.asfortranarray(x), x[:, ::-1][:, ::-1], frozen, torch.from_numpy(x), graph, x.astype(">f4")):
         rows, _ = taken(RowSource.from_array(array))
         np.testing.assert_array_equal(rows, x)
+
+
+@pytest.mark.filterwarnings("error")
+def test_memory_that_may_only_be_read_is_shared(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(12.0, dtype=np.float32).reshape(3, 4))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    [batch] = RowSource.from_array(mapped).batches()
+    assert batch.rows.data_ptr() == mapped.ctypes.data
+    rows = batch.rows.clone()
+    del mapped
+    np.testing.assert_array_equal(batch.rows, rows)  # the memory is kept
+    fitted = raydkm.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), clusters=2, metric="cosine")
+    assert fitted.checksum() == raydkm.fit(np.load(tmp_path / "x.npy"), clusters=2, metric="cosine").checksum()
 
 
 @pytest.mark.parametrize(
