@@ -77,6 +77,7 @@ class Output:
         """
         if self.local is None:
             if path not in self.sizes():
+                self.commit(MARKER, b"")
                 self.commit(path, content)
             return
         with self._writing():

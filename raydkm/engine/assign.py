@@ -175,12 +175,17 @@ class AssignTask:
     def ranges(self) -> tuple[Range, ...]:
         """What is assigned as a whole, in the order of the rows; it follows from the files and `range_rows`."""
         found: list[Range] = []
-        written = [*self.keep, *(field.name for field in fields_of(self.top))]
+        written = self.columns
         for source, file, groups in zip(self.table.files, self._files, self.table.groups, strict=True):
             for number, (start, stop) in enumerate(cut(groups, self.config.range_rows)):
                 output = f"{output_name(file, written).removesuffix('.parquet')}-{number:05d}.parquet"
                 found.append(Range(len(found), source, file, start, stop, output))
         return tuple(found)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that are written."""
+        return [*self.keep, *(field.name for field in fields_of(self.top))]
 
     @cached_property
     def _files(self) -> list[str]:

@@ -233,10 +233,11 @@ def _resources(
     if use_gpu and least > gpus:
         raise ConfigError(f"{least} workers, but the Ray cluster has {gpus} GPUs")
     cpus = cpus_each(workers, spare)
-    batches = least if rows is None else -(-rows // BATCH_ROWS)  # which are shared out
-    if least > batches:
-        logger.info("%d rows are for %d workers, not %d: each takes %d or more", rows, batches, least, BATCH_ROWS)
-        workers = batches
+    most = workers[1] if isinstance(workers, tuple) else workers
+    batches = most if rows is None else -(-rows // BATCH_ROWS)  # which are shared out
+    if most > batches:
+        logger.info("%d rows are for %d workers, not %d: each takes %d or more", rows, batches, most, BATCH_ROWS)
+        workers = (least, batches) if least < batches else batches
         cpus = cpus_each(workers, spare)
     return workers, cpus, use_gpu
 

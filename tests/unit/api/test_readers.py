@@ -86,6 +86,14 @@ def test_rows_of_hidden_inputs_are_visible(models, x, tmp_path: Path, write, nam
     assert sorted(set(listed["file"].to_pylist())) == sorted([name, other])
 
 
+def test_an_output_in_a_partition_of_its_column_is_warned_of(models, x, tmp_path: Path, write, caplog) -> None:
+    write(tmp_path / "a.parquet", x=x)
+    for place, warned in (("day=1", False), ("Cluster=1", True)):
+        caplog.clear()
+        raydkm.assign(models[0], tmp_path / "a.parquet", out=tmp_path / place / "out", column="x")
+        assert ("readers such as DuckDB take that for its column" in caplog.text) == warned
+
+
 PARTS = st.sampled_from(["a", "_", ".", "%", "=", "%25", "%3D", "%5F", "cluster", "CLUSTER", "day", "3"])
 NAMES = st.lists(st.lists(PARTS, min_size=1, max_size=5).map("".join), min_size=1, max_size=3).map("/".join)
 
