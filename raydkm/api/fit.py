@@ -94,10 +94,8 @@ def fit(
     config, made, run = configure(options)
     if out is not None:
         check_path(out)
-    files = find_files(data) if names_files(data) else []
-    if files:
-        data = files  # searched once, as what is skipped is told of
-    if out is not None:
+        files = find_files(data) if names_files(data) else []
+        data = files or data  # searched once, as what is skipped is told of
         if run.run_dir and is_local(run.run_dir) and holds(out, run.run_dir):
             raise OutputError(f"out {out} is or holds run_dir {run.run_dir}; choose another place for one of them")
         if run.run_dir and os.path.isdir(out) and not overwrite and files:
