@@ -105,7 +105,7 @@ def fit(
                 return before
         check_free(out, overwrite=overwrite)
         check_apart(out, [*files, *named])
-        dim = getattr(data, "shape", (0, 0))[-1] if _kind(data) == "array" else 0
+        dim = (getattr(data, "shape", ()) or (0,))[-1] if _kind(data) == "array" else 0
         check_writable(out, MODEL_BYTES + 4 * config.clusters * dim)
     model, _ = fit_model(data, config, made, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
     if out is not None:
