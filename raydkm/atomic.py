@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,9 +16,18 @@ from raydkm.errors import OutputError
 #: Tells a directory that raydkm wrote, and may replace, from any other.
 MARKER = ".raydkm"
 
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def check_path(out: str | os.PathLike) -> None:
+    """Refuse a URI, also one that was made a path, which drops a slash of it."""
+    if _URI.match(os.fspath(out)):
+        raise OutputError(f"{out}: this output is a directory of a file system; give a path, and copy it afterwards")
+
 
 def check_free(out: str | os.PathLike, *, overwrite: bool) -> Path:
     """Refuse an existing place unless it may be overwritten; for use before any work."""
+    check_path(out)
     path = Path(out)
     if (path.exists() or path.is_symlink()) and not overwrite:
         raise OutputError(f"{path} exists already; choose another place or pass overwrite (--overwrite)")
@@ -26,9 +36,24 @@ def check_free(out: str | os.PathLike, *, overwrite: bool) -> Path:
     if path.exists() and not (path / MARKER).exists() and any(path.iterdir()):
         raise OutputError(f"{path} was not written by raydkm, so it is not overwritten; remove it or choose another")
     existing = next(parent for parent in [path, *path.absolute().parents] if parent.exists())
+    if not existing.is_dir():
+        raise OutputError(f"cannot write to {path}: {existing} is a file")
     if not os.access(existing, os.W_OK):
         raise OutputError(f"cannot write to {existing}: permission denied")
     return path
+
+
+def check_writable(out: str | os.PathLike, size: int) -> None:
+    """Try to make the directory in which `out` would be written, and refuse a disk with fewer than `size` bytes free.
+
+    Raises
+    ------
+    OutputError
+    """
+    with _staging(Path(os.path.abspath(out))) as staging:
+        free = shutil.disk_usage(staging).free
+    if free < size:
+        raise OutputError(f"cannot write to {out}: {free} bytes are free there, and the output takes {size}")
 
 
 @contextmanager
@@ -39,13 +64,7 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
     renames that swap the directories, the old one is called ``.NAME.….replaced`` beside it.
     """
     path = Path(os.path.abspath(check_free(out, overwrite=overwrite)))
-    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    new_parents = [parent for parent in staging.parents if not parent.exists()]
-    try:
-        make_directory(staging)
-    except OSError as error:
-        raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from None
-    try:
+    with _staging(path) as staging:
         (staging / MARKER).touch()
         yield staging
         for file in staging.rglob("*"):
@@ -64,6 +83,19 @@ def new_directory(out: str | os.PathLike, *, overwrite: bool) -> Iterator[Path]:
         else:
             staging.rename(path)
         flush(path.parent)
+
+
+@contextmanager
+def _staging(path: Path) -> Iterator[Path]:
+    """Yield a new directory beside `path`; at the end it is removed if it is still there, and new ones above it too."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    new_parents = [parent for parent in staging.parents if not parent.exists()]
+    try:
+        make_directory(staging)
+    except OSError as error:
+        raise OutputError(f"cannot write to {path.parent}: {error.strerror}") from None
+    try:
+        yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         for parent in new_parents:

@@ -5,12 +5,15 @@ Results go to stdout, progress and errors to stderr. Options that configure a fi
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -88,12 +91,36 @@ def _help(field: Any) -> str:
     return f"{field.description} (default: {field.default})" if has_default else field.description
 
 
+@contextmanager
+def _interruptible(told: Callable[[], str]) -> Iterator[None]:
+    """At Ctrl-C say how to resume, and end at once, whatever threads are at; Ray and others are ended as at an exit."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write(f"raydkm: interrupted; {told()}\n")
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130)
+
+
+def _saved_by(run_dir: str | None) -> str:
+    """What an interrupted fit has saved."""
+    from raydkm.api.finished import can_resume
+
+    if run_dir is None:
+        return "nothing was saved; with --run-dir DIR a fit can be resumed"
+    if can_resume(run_dir):
+        return f"the same command resumes after the last checkpoint in {run_dir}"
+    return f"nothing was saved in {run_dir} yet; the same command starts again"
+
+
 @app.command(no_args_is_help=True)
 @with_options_of(FitConfig, FeatureConfig, FitRunConfig)
 def fit(
     *,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", help="Directory for the model.", show_default=False)],
+    out: Annotated[str, typer.Option("--out", help="Directory for the model.", show_default=False)],
     config: Annotated[
         Path | None, typer.Option("--config", help="YAML file of options; those on the command line win.")
     ] = None,
@@ -102,11 +129,12 @@ def fit(
     options: dict[str, Any],
 ) -> None:
     """Fit a model to the rows of Parquet files."""
-    from raydkm.api.fit import fit as fit_
-
     options = {**(read_yaml(config) if config is not None else {}), **options}
-    model = fit_(data, out=out, overwrite=overwrite, **options)
-    summary = {"model": str(out), **_summary(model)}
+    with _interruptible(lambda: _saved_by(options.get("run_dir"))):
+        from raydkm.api.fit import fit as fit_
+
+        model = fit_(data, out=out, overwrite=overwrite, **options)
+    summary = {"model": out, **_summary(model)}
     _print(summary, as_json, title=f"Fitted {out}")
 
 
@@ -151,18 +179,19 @@ def assign(
 
     if not data:
         raise ConfigError("no data: name Parquet files after the model, or a service with --endpoint")
-    summary = assign_(
-        model,
-        data,
-        out=out,
-        top=top,
-        keep=kept,
-        column=column,
-        reading=reading,
-        encoder=encoder,
-        overwrite=overwrite,
-        **options,
-    )
+    with _interruptible(lambda: "what is done stays, and the same command does the rest"):
+        summary = assign_(
+            model,
+            data,
+            out=out,
+            top=top,
+            keep=kept,
+            column=column,
+            reading=reading,
+            encoder=encoder,
+            overwrite=overwrite,
+            **options,
+        )
     if len(summary["counts"]) > 100:  # they are in _summary.parquet
         del summary["counts"]
     _print(summary, as_json, title=f"Assigned to {out}")

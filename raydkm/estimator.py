@@ -19,6 +19,7 @@ from raydkm.api.fit import fit_model, names_files
 from raydkm.api.given import read_given
 from raydkm.api.partial import fit_batch
 from raydkm.config import AS_THEY_ARE, FitConfig, FitRunConfig, configure
+from raydkm.data.columns import Columns
 from raydkm.data.source import RowSource, numpy_of
 from raydkm.engine.label import label
 from raydkm.engine.minibatch import Running, has_batches
@@ -103,7 +104,7 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         Batches given to `partial_fit` since the last `fit`.
     n_features_in_ : int
     feature_names_in_ : ndarray (n_features_in_,) of str
-        Where the data have column names that are all strings.
+        Where the data have column names that are all strings, and of scalar columns "a,b,c".
     temperature_ : float
     history_ : list of dict
         One entry a step, with the fields of `raydkm.objectives.base.Terms`.
@@ -199,8 +200,8 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         columnar = _is_columnar(X)
         data = X if columnar else self._array(X, reset=True)
         model, labels = fit_model(data, config, AS_THEY_ARE, run, start=start, sample_weight=sample_weight)
-        if columnar and hasattr(self, "feature_names_in_"):  # of an earlier fit
-            del self.feature_names_in_
+        if columnar:
+            self._name_features(model)
         self._running: Running | None = None
         self.n_steps_ = 0
         self._keep(model, labels)
@@ -343,6 +344,14 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
         self.temperature_ = model.temperature
         self.history_ = model.history
 
+    def _name_features(self, model: Model) -> None:
+        """Keep the names of scalar columns "a,b,c", by which frames given later are checked."""
+        names = [name.strip() for name in (self.column or "").split(",")]
+        if len(names) == model.dim:
+            self.feature_names_in_ = np.array(names, dtype=object)
+        elif hasattr(self, "feature_names_in_"):  # of an earlier fit
+            del self.feature_names_in_
+
     def _fitted(self) -> Model:
         check_is_fitted(self)
         return self.model_
@@ -356,6 +365,13 @@ class DKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, B
                 "sparse data are not taken, as prototypes are dense: pass X.toarray(), or reduce the dimensions "
                 "with sklearn.decomposition.TruncatedSVD"
             )
+        if self.column is not None and not reset and isinstance(X, pa.Table | pa.RecordBatch):
+            columns = Columns.named(self.column, None, X.schema.names)
+            columns.check(X.schema, "the table")
+            rows = columns.extract(X, "the table", 0, unit=self.metric == "cosine").rows
+            if len(rows) and rows.shape[1] != self.n_features_in_:
+                raise InputError(f"the table: {rows.shape[1]} features, the model has {self.n_features_in_}")
+            return rows
         return validate_data(self, numpy_of(X), reset=reset, dtype="numeric", ensure_all_finite=False)
 
 
@@ -373,4 +389,4 @@ def _too_few(model: Model) -> str | None:
 
 def _is_columnar(X: Any) -> bool:  # noqa: N803
     """Whether rows are named (files, tables, data sets) rather than given as an array."""
-    return names_files(X) or isinstance(X, pa.Table) or type(X).__module__.startswith("ray.data")
+    return names_files(X) or isinstance(X, pa.Table | pa.RecordBatch) or type(X).__module__.startswith("ray.data")

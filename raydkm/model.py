@@ -30,8 +30,8 @@ from torch import Tensor
 from raydkm.assigner import Assigner
 from raydkm.atomic import new_directory
 from raydkm.config import AS_THEY_ARE, FeatureConfig, FitConfig
-from raydkm.data.rows import rows_of
-from raydkm.errors import ConfigError, ModelError, RaydkmError
+from raydkm.data.in_memory import rows_of
+from raydkm.errors import ConfigError, ModelError, OutputError, RaydkmError
 from raydkm.features.encoders import own_build
 from raydkm.features.features import Features, features_of
 from raydkm.objectives import OBJECTIVES
@@ -261,7 +261,7 @@ class Model:
         return found.hexdigest()
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
-        """Write the artefact; raise `OutputError` if `path` exists and may not be overwritten."""
+        """Write the artefact; raise `OutputError` if `path` cannot be written, or exists and may not be overwritten."""
         files = self._contents()
         described: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
@@ -277,10 +277,15 @@ class Model:
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
         described["sha256"][_JSON] = _own_checksum(described)
-        with new_directory(path, overwrite=overwrite) as staging:
-            for name, content in files.items():
-                (staging / name).write_bytes(content)
-            (staging / _JSON).write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
+        try:
+            with new_directory(path, overwrite=overwrite) as staging:
+                for name, content in files.items():
+                    (staging / name).write_bytes(content)
+                (staging / _JSON).write_text(json.dumps(described, indent=2, allow_nan=False) + "\n")
+        except OutputError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write to {path}: {error.strerror or error}") from None
 
     def _contents(self) -> dict[str, bytes]:
         """The files of the artefact, but for the description."""

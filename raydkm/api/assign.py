@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatch
 from typing import Any
+from urllib.parse import unquote
 
 from raydkm.config import AssignConfig, build
 from raydkm.data.output import Output
 from raydkm.data.parquet import ParquetTable
-from raydkm.data.storage import check_apart, identity
+from raydkm.data.storage import check_apart, identity, plain
 from raydkm.engine.assign import AssignTask, assign_range, assigner_of, first_rows
 from raydkm.engine.manifest import Range, check_place
 from raydkm.engine.passes import thread_pool
@@ -99,6 +100,7 @@ def assign(
     sample = first_rows(table) if model.hard and run.index != "flat" else None
     task = AssignTask(model, table, tuple(dict.fromkeys(keep)), top, output, run, sample)
     _check_number_of_files(task)
+    _check_keys_above(output, task.columns)
     manifest, distributed = task.manifest(), on_ray(run)
     missing = manifest.begin(there, overwrite=overwrite)
     resumed = len(task.ranges) - len(missing)
@@ -165,6 +167,14 @@ def _check_number_of_files(task: AssignTask) -> None:
             task.model.clusters,
             len(task.ranges),
         )
+
+
+def _check_keys_above(output: Output, columns: Iterable[str]) -> None:
+    """Warn of a part ``KEY=value`` of the output's own path that a reader may take for a column that is written."""
+    written = {column.lower() for column in columns}
+    for part in plain(output.name).split("/"):
+        if "=" in part and unquote(part.partition("=")[0]).lower() in written:
+            logger.warning("%s lies in %s: readers such as DuckDB take that for its column", output.name, part)
 
 
 def _check_outside(output: Output, given: Iterable[str]) -> None:

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
+from numpy.typing import NDArray
 
-from raydkm.data.columns import Columns
+from raydkm.data.columns import Columns, check_column
 from raydkm.data.parquet import ParquetTable, scan_file
+from raydkm.data.rows import plain_type
 from raydkm.data.source import as_tensor
 from raydkm.errors import ConfigError, InputError
 from raydkm.model import Model, load
@@ -60,9 +63,7 @@ def evaluate(
     table = ParquetTable.open(
         data, column or model.config.column, unit=model.unit, dim=model.input_dim, shape=model.shape
     )
-    for path, schema in zip(table.files, table.schemas, strict=True):
-        if label not in schema.names:
-            raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(schema.names)}")
+    classes = _Classes(table, label)
     weight = None if unweighted else weight or _own_weight(model, table)
     columns = Columns(table.columns.features, weight, shape=table.columns.shape)
     for path, schema in zip(table.files, table.schemas, strict=True):
@@ -73,14 +74,12 @@ def evaluate(
     for path in table.files:
         row = 0
         for batch in scan_file(path, list(dict.fromkeys([*columns.needed, label])), at_once=table.rows_at_once):
-            if batch[label].null_count:
-                raise InputError(f"{path}: column '{label}' has nulls in rows {row} to {row + len(batch)}")
+            labels.append(classes.of(batch[label], path, row))
             block = columns.extract(batch, path, row, unit=model.unit)
             weighs = np.ones(len(batch)) if block.weight is None else block.weight
             z = assigner.features(as_tensor(block.rows))
             result = assigner.labeller(z)
             squares = assigner.labeller.squared_distances(z, torch.from_numpy(result.labels.astype(np.int64)))
-            labels.append(_plain(batch[label]))
             clusters.append(result.labels)
             weights += np.bincount(clusters[-1], weights=weighs, minlength=model.clusters)
             inertia += float(weighs @ squares.numpy())
@@ -110,7 +109,46 @@ def _own_weight(model: Model, table: ParquetTable) -> str | None:
     return weight
 
 
-def _plain(labels: pa.Array) -> np.ndarray:
-    if isinstance(labels, pa.DictionaryArray):
-        labels = labels.dictionary_decode()
-    return labels.to_numpy(zero_copy_only=False)
+class _Classes:
+    """Numbers of classes, one for each different label; numbers of any types are compared exactly."""
+
+    def __init__(self, table: ParquetTable, label: str):
+        self._label, self._numbers = label, dict[Any, int]()
+        kinds = []
+        for path, schema in zip(table.files, table.schemas, strict=True):
+            if label not in schema.names:
+                raise InputError(f"{path}: no label column '{label}'; there are: {', '.join(schema.names)}")
+            check_column(schema, label, path)
+            kinds.append(_kind(schema.field(label).type))
+            if kinds[-1] is None:
+                raise InputError(f"{path}: column '{label}' is {schema.field(label).type}; labels are numbers or texts")
+            if kinds[-1] != kinds[0]:
+                raise InputError(
+                    f"{path}: labels in '{label}' are {kinds[-1]}, in {table.files[0]} {kinds[0]}; cast them"
+                )
+
+    def of(self, column: pa.Array, path: str, row: int) -> NDArray[np.int64]:
+        """The classes of a column whose first row is row number `row` of a file."""
+        kind = plain_type(column.type)
+        column = column.cast(pa.float32() if kind == pa.float16() else kind)
+        unusable = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+        if (first := unusable.index(True).as_py()) >= 0:
+            what = "null" if column[first].as_py() is None else "NaN"
+            raise InputError(
+                f"{path}: row {row + first}, column '{self._label}': {what}; a label is needed of every row"
+            )
+        encoded = column.dictionary_encode()
+        numbers = [self._numbers.setdefault(value, len(self._numbers)) for value in encoded.dictionary.to_pylist()]
+        return np.array(numbers, dtype=np.int64)[encoded.indices.to_numpy()]
+
+
+def _kind(kind: pa.DataType) -> str | None:
+    """The kind of labels of a type: those of two kinds cannot be compared."""
+    plain = plain_type(kind)
+    if plain is None or plain.num_fields:
+        return None
+    if pa.types.is_integer(plain) or pa.types.is_floating(plain) or pa.types.is_boolean(plain):
+        return "numbers"
+    if pa.types.is_string(plain) or pa.types.is_large_string(plain):
+        return "texts"
+    return str(plain) if pa.types.is_primitive(plain) or pa.types.is_decimal(plain) else None

@@ -1,4 +1,4 @@
-"""A fit that is started again under its run's name when its model is there already."""
+"""What a run has saved: a checkpoint, or a model that makes another start of the same fit unnecessary."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from raydkm.config import FeatureConfig, FitConfig
 from raydkm.data.parquet import ParquetTable
 from raydkm.deep.saved import Origin, saved_in
 from raydkm.engine.checkpoint import CheckpointFile, check_same
-from raydkm.errors import ConfigError, ModelError
+from raydkm.errors import ConfigError, ModelError, RaydkmError
 from raydkm.model import Model, load
 
 logger = logging.getLogger("raydkm")
@@ -53,6 +53,14 @@ def finished_before(
         return None
     logger.info("%s was made by this run already, of the same parameters and files; nothing to do", out)
     return model
+
+
+def can_resume(run_dir: str) -> bool:
+    """Whether a run has saved anything that a fit resumes from."""
+    try:
+        return CheckpointFile(run_dir, every=0).load() is not None or saved_in(run_dir) is not None
+    except RaydkmError:
+        return False
 
 
 def _of_steps(

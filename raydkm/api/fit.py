@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,13 +20,13 @@ from torch import Tensor
 
 from raydkm.api.finished import finished_before
 from raydkm.api.given import files_named, read_given
-from raydkm.atomic import check_free
+from raydkm.atomic import check_free, check_path, check_writable
 from raydkm.config import FeatureConfig, FitConfig, FitRunConfig, configure
 from raydkm.data.columns import Columns
 from raydkm.data.files import find_files
 from raydkm.data.parquet import ParquetTable
 from raydkm.data.source import RowSource, as_tensor
-from raydkm.data.storage import check_apart
+from raydkm.data.storage import check_apart, holds, is_local
 from raydkm.data.tiers import Tiers
 from raydkm.deep.fit import fit_features
 from raydkm.engine.checkpoint import CheckpointFile
@@ -35,7 +37,7 @@ from raydkm.engine.progress import Callback, reporter
 from raydkm.engine.result import model_of
 from raydkm.engine.start import digest
 from raydkm.engine.where import device_of, on_ray, threads_of, tiers_of
-from raydkm.errors import ConfigError, InputError, RaydkmError
+from raydkm.errors import ConfigError, InputError, OutputError, RaydkmError
 from raydkm.model import Model
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     Data: TypeAlias = NDArray | Tensor | pa.Table | str | os.PathLike | Iterable[str | os.PathLike] | ray.data.Dataset
 
 logger = logging.getLogger("raydkm")
+
+#: Bytes of a model without its prototypes, at least.
+MODEL_BYTES = 2**20
 
 
 def fit(
@@ -90,17 +95,40 @@ def fit(
     start, options = read_given(options)
     config, made, run = configure(options)
     if out is not None:
-        if run.run_dir and os.path.isdir(out) and not overwrite and names_files(data):
+        check_path(out)
+        files = find_files(data) if names_files(data) else []
+        data = files or data  # searched once, as what is skipped is told of
+        if run.run_dir and is_local(run.run_dir) and holds(out, run.run_dir):
+            raise OutputError(f"out {out} is or holds run_dir {run.run_dir}; choose another place for one of them")
+        if run.run_dir and os.path.isdir(out) and not overwrite and files:
             digested = None if start is None else digest(start)
             before = finished_before(out, run.run_dir, config, made, _parquet(data, config, made), digested)
             if before is not None:
                 return before
         check_free(out, overwrite=overwrite)
-        check_apart(out, [*(find_files(data) if names_files(data) else []), *named])
+        check_apart(out, [*files, *named])
+        dim = (getattr(data, "shape", ()) or (0,))[-1] if _kind(data) == "array" else 0
+        check_writable(out, MODEL_BYTES + 8 * config.clusters * dim)
     model, labels = fit_model(data, config, made, run, start=start, sample_weight=sample_weight, callbacks=callbacks)
     if out is not None:
-        model.save(out, overwrite=overwrite)
+        _save(model, out, overwrite=overwrite)
     return replace(model, labels=labels)
+
+
+def _save(model: Model, out: str | os.PathLike, *, overwrite: bool) -> None:
+    """Save a model; where that fails, keep it in another place, which the error names."""
+    try:
+        model.save(out, overwrite=overwrite)
+    except OutputError as error:
+        places = dict.fromkeys((tempfile.gettempdir(), os.path.expanduser("~"), os.getcwd(), "/dev/shm"))
+        for place in places:
+            kept = os.path.join(place, f"raydkm-model-{uuid.uuid4().hex[:8]}")
+            try:
+                model.save(kept)
+            except OutputError:
+                continue
+            raise OutputError(f"{error}; the fitted model is kept in {kept}") from None
+        raise
 
 
 def fit_model(
@@ -191,7 +219,7 @@ def _kind(data: Any) -> str:
         return "dataset"
     if names_files(data):
         return "files"
-    return "table" if isinstance(data, pa.Table) else "array"
+    return "table" if isinstance(data, pa.Table | pa.RecordBatch) else "array"
 
 
 def names_files(data: Any) -> bool:

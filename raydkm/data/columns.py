@@ -56,8 +56,7 @@ class Columns:
     def check(self, schema: pa.Schema, where: str) -> int | None:
         """Check names and types; return the dimension if the schema fixes it."""
         for name in self.needed:
-            if name not in schema.names:
-                raise InputError(f"{where}: no column '{name}'; there are: {', '.join(schema.names)}")
+            check_column(schema, name, where)
         if self.weight is not None and not _is_number(schema.field(self.weight).type):
             raise InputError(f"{where}: weight column '{self.weight}' is {schema.field(self.weight).type}, not numeric")
         sizes = self._sizes([schema.field(name).type for name in self.features], where)
@@ -123,6 +122,14 @@ class Columns:
             weight = _scalars(_one(table[self.weight]), _Place(where, first, self.weight)).astype(np.float64)
             check_weight(weight, _Place(where, first, self.weight).row)
         return Block(rows, weight)
+
+
+def check_column(schema: pa.Schema, name: str, where: str, role: str = "column") -> None:
+    """Refuse a schema that has no column of a name, or several."""
+    number = schema.names.count(name)
+    if number != 1:
+        told = f"no {role} '{name}'" if number == 0 else f"{number} columns are called '{name}'"
+        raise InputError(f"{where}: {told}; there are: {', '.join(schema.names)}")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from raydkm.atomic import MARKER, flush, make_directory
 from raydkm.data.storage import inside, locate, retried
 from raydkm.errors import InputError, OutputError, UnreadableError
 
-_ATTEMPT, _OWNER = "_attempt-", "_owner"
+_ATTEMPT, _OWNER, _CLAIM = "_attempt-", "_owner", ".claim-"
 
 #: Tries, a second apart, to remove what an attempt has left: a network file system keeps what is still open.
 _REMOVALS = 5
@@ -65,6 +65,39 @@ class Output:
             (self.local / MARKER).touch()
             self.end()
             self._workplace(self.local).mkdir()
+
+    def claim(self, path: str, content: bytes) -> None:
+        """Put a whole file in its place unless one is there; of several processes that claim it, one does.
+
+        In an object store, where none can know of another, the later one replaces it.
+
+        Raises
+        ------
+        OutputError
+        """
+        if self.local is None:
+            if path not in self.sizes():
+                self.commit(MARKER, b"")
+                self.commit(path, content)
+            return
+        with self._writing():
+            make_directory(self.local)
+            (self.local / MARKER).touch()
+            own, place = self.local / f"{_CLAIM}{uuid.uuid4().hex}", self.local / path
+            own.mkdir()
+            try:
+                (own / path).write_bytes(content)
+                flush(own / path)
+                try:
+                    os.link(own / path, place)
+                except FileExistsError:
+                    return
+                except OSError:  # a file system without links
+                    if not place.exists():
+                        (own / path).rename(place)
+                flush(self.local)
+            finally:
+                shutil.rmtree(own, ignore_errors=True)
 
     def commit(self, path: str, content: bytes | pa.Buffer) -> None:
         """Put a whole file in its place, on disk when this returns; what is there is replaced.
@@ -136,7 +169,7 @@ class Output:
         selector = fs.FileSelector(root, recursive=True, allow_not_found=True)
         found = retried(self.name, lambda: files.get_file_info(selector))
         sizes = {os.path.relpath(info.path, root): info.size for info in found if info.type == fs.FileType.File}
-        return {path: size for path, size in sizes.items() if not path.startswith((_ATTEMPT, _OWNER))}
+        return {path: size for path, size in sizes.items() if not path.startswith((_ATTEMPT, _OWNER, _CLAIM))}
 
     def read(self, path: str) -> pa.Buffer:
         """The content of a file."""

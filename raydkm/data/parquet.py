@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -66,7 +66,8 @@ def scan_file(
 ) -> Iterator[pa.RecordBatch]:
     """Yield rows [start, stop) of a file, up to `at_once` at a time, decoding only the row groups that hold them.
 
-    `stamp`, if given, is the one that the file must still have. After a read that failed it goes on where it was, up to
+    They are fewer where they would take more than `READ_BYTES`, by the footer, or more than one array holds. `stamp`,
+    if given, is the one that the file must still have. After a read that failed it goes on where it was, up to
     `raydkm.data.storage.ATTEMPTS` times in one place.
     """
     failures = 0
@@ -77,6 +78,11 @@ def scan_file(
                 start += len(batch)
                 failures = 0
             return
+        except pa.ArrowNotImplementedError as error:  # of nested rows of more than 2 GiB
+            if at_once == 1:
+                told = str(error).splitlines()[0]
+                raise InputError(f"{name}: row {start} and after: Arrow cannot read them ({told})") from None
+            at_once = max(1, at_once // 8)
         except OSError as error:
             failures += 1
             wait_to_retry(f"{name}: row {start}", failures, error)
@@ -87,12 +93,11 @@ def _scan(
 ) -> Iterator[pa.RecordBatch]:
     with _opened(name, stamp) as file:
         sizes = _group_sizes(file)
-        ends = np.cumsum(sizes)
         stop = sum(sizes) if stop is None else stop
-        groups = [g for g, (end, size) in enumerate(zip(ends, sizes, strict=True)) if end - size < stop and end > start]
-        first = int(ends[groups[0]]) - sizes[groups[0]] if groups else 0
+        groups = _groups(file, start, stop)
+        first = sum(sizes[: groups[0]]) if groups else 0
         for some in [groups] if is_local(name) else [[group] for group in groups]:
-            for batch in file.iter_batches(at_once, row_groups=some, columns=columns, use_threads=True):
+            for batch in batches_of(file, columns, some, at_once):
                 keep_from, keep_to = max(start - first, 0), min(stop - first, len(batch))
                 if keep_from < keep_to:
                     yield batch.slice(keep_from, keep_to - keep_from)
@@ -101,6 +106,50 @@ def _scan(
 
 def _group_sizes(file: pq.ParquetFile) -> tuple[int, ...]:
     return tuple(file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups))
+
+
+def batches_of(
+    file: pq.ParquetFile, columns: list[str] | None = None, groups: list[int] | None = None, at_once: int = READ_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Rows of some columns and row groups, by default all, up to `at_once` and about `READ_BYTES` at a time."""
+    columns = file.schema_arrow.names if columns is None else columns
+    groups = list(range(file.metadata.num_row_groups)) if groups is None else groups
+    at_once = max(1, min(at_once, int(READ_BYTES / max(1.0, _bytes_a_row(file, columns, groups)))))
+    yield from file.iter_batches(at_once, row_groups=groups, columns=columns, use_threads=True)
+
+
+def _bytes_a_row(file: pq.ParquetFile, columns: Iterable[str], groups: Iterable[int]) -> float:
+    """The most bytes that a row of some columns takes in some row groups, on average in each, before compression."""
+    wanted = set(columns)
+
+    def is_part(path: str) -> bool:  # of a wanted column, whose name may have dots too
+        parts = path.split(".")
+        return any(".".join(parts[:length]) in wanted for length in range(1, len(parts) + 1))
+
+    schema = file.metadata.schema
+    needed = [number for number in range(len(schema)) if is_part(schema.column(number).path)]
+
+    def average(group: pq.RowGroupMetaData) -> float:
+        return sum(group.column(number).total_uncompressed_size for number in needed) / max(1, group.num_rows)
+
+    return max((average(file.metadata.row_group(number)) for number in groups), default=0.0)
+
+
+def bytes_a_row(name: str, columns: Iterable[str], start: int, stop: int) -> float:
+    """The most bytes that a row of some columns takes among rows [start, stop) of a file, by its footer."""
+
+    def read() -> float:
+        with _opened(name) as file:
+            return _bytes_a_row(file, columns, _groups(file, start, stop))
+
+    return retried(name, read)
+
+
+def _groups(file: pq.ParquetFile, start: int, stop: int) -> list[int]:
+    """The row groups that hold rows [start, stop)."""
+    sizes = _group_sizes(file)
+    ends = np.cumsum(sizes)
+    return [g for g, (end, size) in enumerate(zip(ends, sizes, strict=True)) if end - size < stop and end > start]
 
 
 @dataclass(frozen=True)
@@ -153,6 +202,7 @@ class ParquetTable:
         files = find_files(data)
         with ThreadPoolExecutor(min(16, len(files))) as pool:
             groups, schemas, stamps = zip(*pool.map(_footer, files), strict=True)
+        schemas = _typed(schemas, groups)
         columns = Columns.named(column, weight, schemas[0].names, shape=shape)
         widths = [columns.check(schema, name) for name, schema in zip(files, schemas, strict=True)]
         known = [(name, width) for name, width in zip(files, widths, strict=True) if width is not None]
@@ -257,6 +307,22 @@ class ParquetTable:
                 row += len(batch)
             if row != high:
                 raise InputError(f"{name}: {row - low} rows read where its footer promised {high - low}")
+
+
+def _typed(schemas: Sequence[pa.Schema], groups: Sequence[Sequence[int]]) -> tuple[pa.Schema, ...]:
+    """The schemas, where columns of type null of files without rows, as pandas writes them, are as in other files."""
+    known: dict[str, pa.DataType] = {}
+    for field in (field for schema in schemas for field in schema if not pa.types.is_null(field.type)):
+        known.setdefault(field.name, field.type)
+
+    def typed(schema: pa.Schema) -> pa.Schema:
+        fields = [
+            field.with_type(known.get(field.name, field.type)) if pa.types.is_null(field.type) else field
+            for field in schema
+        ]
+        return pa.schema(fields, schema.metadata)
+
+    return tuple(schema if sum(rows) else typed(schema) for schema, rows in zip(schemas, groups, strict=True))
 
 
 def _footer(name: str) -> tuple[tuple[int, ...], pa.Schema, Stamp]:

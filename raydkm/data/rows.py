@@ -1,48 +1,79 @@
-"""Rows in memory, as a person has them: arrays, tensors, data frames and Arrow tables → a checked matrix."""
+"""Arrow rows of any number of bytes: put together and taken in any order, though an array holds 2 GiB at the most."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
+from numpy.typing import NDArray
 
-from raydkm.data.columns import Columns
-from raydkm.data.source import RowSource, as_tensor
-from raydkm.errors import InputError
+#: Bytes of rows that are copied into one array, on average, and at the most.
+PIECE_BYTES = 2**26
+LARGEST_PIECE_BYTES = 2**30
+
+_VIEWS = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
 
 
-def rows_of(
-    data: Any, *, dim: int, unit: bool, column: str | None = None, shape: tuple[int, ...] | None = None
-) -> Tensor:
-    """Rows (n, dim) of what is given.
+def plain_type(kind: pa.DataType) -> pa.DataType | None:
+    """The type in which rows are held and written, or None where Arrow lacks functions for it.
 
-    Parameters
-    ----------
-    data : array-like (n, dim), torch.Tensor, pandas.DataFrame, pyarrow.Table or RecordBatch
-    dim : int
-        Of a row.
-    unit : bool
-        Whether rows need a direction, so that a row of zeros is refused.
-    column : str, optional
-        Feature column, or columns ``a,b,c``, of tables and data frames; a frame without it is a matrix.
-    shape : tuple of int, optional
-        Of a row, where it is not a vector.
-
-    Raises
-    ------
-    InputError
-        If the rows are not of `dim` finite numbers each; the message names the row.
+    Of a dictionary it is the type of its values: parts of a data set have dictionaries of their own, and all of them
+    together may be too many for the type of the indices.
     """
-    if hasattr(data, "__dataframe__") and not isinstance(data, pa.Table | pa.RecordBatch):
-        data = pa.Table.from_pandas(data, preserve_index=False) if column is not None else np.asarray(data)
-    if isinstance(data, pa.Table | pa.RecordBatch):
-        columns = Columns.named(column, None, data.schema.names, shape=shape)
-        columns.check(data.schema, "the table")
-        rows = as_tensor(columns.extract(data, "the table", 0, unit=unit).rows)
-    else:
-        rows = RowSource.from_array(data, unit=unit).everything()
-    if rows.shape[1] != dim:
-        raise InputError(f"vectors of {rows.shape[1]} dimensions, the model has {dim}")
-    return rows
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if kind in _VIEWS:
+        return _VIEWS[kind]
+    storage = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+    inner = [storage.field(number).type for number in range(storage.num_fields)]
+    return kind if all(plain_type(each) == each for each in inner) else None
+
+
+def together(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Consecutive rows as one batch, or as a few where one array does not hold them."""
+    rows = sum(map(len, batches))
+    if len(batches) <= 1:
+        return batches
+    if rows <= 1 or _size(batches) <= LARGEST_PIECE_BYTES:
+        return [pa.concat_batches(batches)]
+    table = pa.Table.from_batches(batches)
+    return [
+        batch for half in (table.slice(0, rows // 2), table.slice(rows // 2)) for batch in together(half.to_batches())
+    ]
+
+
+def take(table: pa.Table, order: NDArray[np.int64]) -> pa.Table:
+    """The rows of a table at the positions `order`."""
+    batches = table.to_batches()
+    starts = np.cumsum([0, *map(len, batches)])[:-1]
+
+    def taken(order: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
+        of = np.searchsorted(starts, order, side="right") - 1
+        grouped = np.argsort(of, kind="stable")
+        numbers, first = np.unique(of[grouped], return_index=True)
+        within = (order - starts[of])[grouped]
+        parts = [
+            batches[number].take(pa.array(positions))
+            for number, positions in zip(numbers, np.split(within, first[1:]), strict=True)
+        ]
+        if len(order) > 1 and _size(parts) > LARGEST_PIECE_BYTES:
+            yield from taken(order[: len(order) // 2])
+            yield from taken(order[len(order) // 2 :])
+            return
+        back = np.empty(len(order), dtype=np.int64)
+        back[grouped] = np.arange(len(order))
+        yield pa.concat_batches(parts).take(pa.array(back))
+
+    at_once = rows_within(table)
+    pieces = (order[first : first + at_once] for first in range(0, len(order), at_once))
+    return pa.Table.from_batches([batch for piece in pieces for batch in taken(piece)], table.schema)
+
+
+def rows_within(table: pa.Table) -> int:
+    """How many rows of a table take `PIECE_BYTES`, on average; at least one."""
+    return max(1, PIECE_BYTES * len(table) // max(1, table.nbytes))
+
+
+def _size(batches: list[pa.RecordBatch]) -> int:
+    return sum(batch.nbytes for batch in batches)

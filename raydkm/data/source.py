@@ -426,5 +426,13 @@ def numpy_of(x: Any) -> Any:
 
 
 def as_tensor(array: NDArray) -> Tensor:
-    """Share the array's memory where it may be written to, else copy."""
-    return torch.from_numpy(array if array.flags.writeable else array.copy())  # torch warns of read-only memory
+    """Share the array's memory, of which nothing is written here, also where it may only be read (as of a file)."""
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Shared(np.ascontiguousarray(array))))
+
+
+class _Shared:
+    """An array's memory as NumPy describes it, but for that it may only be read, of which torch would warn."""
+
+    def __init__(self, array: NDArray):
+        self._array = array  # keeps the memory
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}

@@ -87,10 +87,15 @@ def plain(name: str) -> str:
     return f"/{locate(name)[1].lstrip('/')}"
 
 
+def holds(directory: str | os.PathLike, name: str) -> bool:
+    """Whether a directory is, or holds, what is called `name`, wherever links lead."""
+    return f"{identity(name)}/".startswith(f"{identity(os.fspath(directory)).rstrip('/')}/")
+
+
 def check_apart(out: str | os.PathLike, inputs: Iterable[str]) -> None:
     """Refuse an output that is or holds an input: overwriting it would delete the input."""
     for name in inputs:
-        if f"{identity(name)}/".startswith(f"{identity(os.fspath(out)).rstrip('/')}/"):
+        if holds(out, name):
             raise OutputError(f"{out} holds the input {name}; choose another place for the output")
 
 

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from raydkm.assigner import Assigner
 from raydkm.config import AssignConfig, RunConfig
-from raydkm.data.columns import Columns
-from raydkm.data.files import relative_names
+from raydkm.data.columns import Columns, check_column
+from raydkm.data.files import output_name, relative_names
 from raydkm.data.output import Output
-from raydkm.data.parquet import ParquetTable, scan_file
+from raydkm.data.parquet import ParquetTable, bytes_a_row, scan_file
 from raydkm.data.prefetch import prefetched
+from raydkm.data.rows import PIECE_BYTES, plain_type, rows_within, take, together
 from raydkm.data.source import as_tensor
 from raydkm.engine.manifest import Manifest, Range, Record, Written, cut, digest_of, parquet
 from raydkm.engine.tally import Tally, closest
@@ -75,11 +76,17 @@ class AssignTask:
     def ranges(self) -> tuple[Range, ...]:
         """What is assigned as a whole, in the order of the rows; it follows from the files and `range_rows`."""
         found: list[Range] = []
+        written = self.columns
         for source, file, groups in zip(self.table.files, self._files, self.table.groups, strict=True):
             for number, (start, stop) in enumerate(cut(groups, self.config.range_rows)):
-                output = f"{file.removesuffix('.parquet')}-{number:05d}.parquet"
+                output = f"{output_name(file, written).removesuffix('.parquet')}-{number:05d}.parquet"
                 found.append(Range(len(found), source, file, start, stop, output))
         return tuple(found)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns that are written."""
+        return [*self.keep, *(field.name for field in fields_of(self.top))]
 
     @cached_property
     def _files(self) -> list[str]:
@@ -131,7 +138,13 @@ def check_kept(table: ParquetTable, keep: Iterable[str], *, nearest: bool = Fals
         for path, schema in zip(table.files, table.schemas, strict=True):
             if name not in schema.names:
                 raise InputError(f"{path}: no column '{name}' to keep; there are: {', '.join(schema.names)}")
-            kind, first = schema.field(name).type, table.schemas[0].field(name).type
+            check_column(schema, name, path)
+            kind, first = (plain_type(each.field(name).type) for each in (schema, table.schemas[0]))
+            if kind is None:
+                raise InputError(
+                    f"{path}: column '{name}' is {schema.field(name).type}, which cannot be kept: cast the "
+                    "dictionaries or views in it to their plain types"
+                )
             if nearest and kind != first:
                 raise InputError(f"{path}: column '{name}' is {kind}, elsewhere {first}: nearest cannot keep it")
 
@@ -178,30 +191,44 @@ def _assigned(assigner: Assigner, task: AssignTask, each: Range, pool: ThreadPoo
     needed = list(dict.fromkeys([*columns.needed, *task.keep]))
     schema = _schema(task.table.schema(each.source), task, assigner)
     stamp = task.table.stamp(each.source)
+    piece_rows = _piece_rows(task, each)
 
-    def batches() -> Generator[pa.RecordBatch, None, None]:
+    def batches() -> Generator[list[pa.RecordBatch], None, None]:
         at_once = task.table.rows_at_once
         yield from _canonical(scan_file(each.source, needed, each.start, each.stop, stamp=stamp, at_once=at_once))
 
-    def assigned(batch: pa.RecordBatch, row: int) -> pa.RecordBatch:
-        rows = columns.extract(batch, each.source, row, unit=task.table.unit).rows
-        _check_dim(rows, task.model, each.source)
-        return pa.RecordBatch.from_arrays(
-            [*(batch[name] for name in task.keep), *arrays_of(assigner(as_tensor(rows), task.top or 1), task.top)],
-            schema=schema,
+    def assigned(parts: list[pa.RecordBatch], row: int) -> list[pa.RecordBatch]:
+        starts = np.cumsum([0, *map(len, parts)]).tolist()
+        rows = []
+        for part, start in zip(parts, starts, strict=False):
+            rows.append(columns.extract(part, each.source, row + start, unit=task.table.unit).rows)
+            _check_dim(rows[-1], task.model, each.source)
+        found = arrays_of(assigner(as_tensor(np.concatenate(rows)), task.top or 1), task.top)
+        table = pa.Table.from_batches(
+            pa.RecordBatch.from_arrays(
+                [
+                    *(part[name].cast(schema.field(name).type) for name in task.keep),
+                    *(column.slice(start, len(part)) for column in found),
+                ],
+                schema=schema,
+            )
+            for part, start in zip(parts, starts, strict=False)
         )
+        pieces = (table.slice(start, piece_rows).to_batches() for start in range(0, len(table), piece_rows))
+        return [batch for piece in pieces for batch in together(piece)]
 
     done: list[pa.RecordBatch] = []
-    begun: deque[Future[pa.RecordBatch]] = deque()
+    begun: deque[Future[list[pa.RecordBatch]]] = deque()
     row = each.start
     with prefetched(batches(), ahead=_READ_AHEAD) as [reader]:
         try:
-            for batch in reader:
-                begun.append(pool.submit(assigned, batch, row))
-                row += len(batch)
+            for parts in reader:
+                begun.append(pool.submit(assigned, parts, row))
+                row += sum(map(len, parts))
                 if len(begun) > 2 * threads:
-                    done.append(begun.popleft().result())
-            done += [future.result() for future in begun]
+                    done += begun.popleft().result()
+            for future in begun:
+                done += future.result()
         finally:
             for future in begun:
                 future.cancel()
@@ -209,11 +236,20 @@ def _assigned(assigner: Assigner, task: AssignTask, each: Range, pool: ThreadPoo
         raise InputError(
             f"{each.source}: {row - each.start} rows read where its footer promised {each.stop - each.start}"
         )
-    return pa.Table.from_batches(done, schema).combine_chunks()
+    return pa.Table.from_batches(done, schema)
 
 
-def _canonical(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The same rows in batches of `BATCH_ROWS`, of which the last may be shorter, however they are read."""
+def _piece_rows(task: AssignTask, each: Range) -> int:
+    """Rows of a range that are put together as one batch, which follow from the file alone."""
+    schema = task.table.schema(each.source)
+    if all(pa.types.is_primitive(schema.field(name).type) for name in task.keep):
+        return BATCH_ROWS
+    size = bytes_a_row(each.source, task.keep, each.start, each.stop)
+    return next((rows for rows in (BATCH_ROWS >> n for n in range(12)) if rows * size <= PIECE_BYTES), 1)
+
+
+def _canonical(batches: Iterable[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]:
+    """The same rows in parts of `BATCH_ROWS` together, or fewer at the end, however they are read."""
     waiting: list[pa.RecordBatch] = []
     for batch in batches:
         start = 0
@@ -222,14 +258,10 @@ def _canonical(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             start += len(part)
             waiting.append(part)
             if sum(map(len, waiting)) == BATCH_ROWS:
-                yield _one(waiting)
+                yield waiting
                 waiting = []
     if waiting:
-        yield _one(waiting)
-
-
-def _one(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+        yield waiting
 
 
 def arrays_of(result: Assignment, top: int | None) -> list[pa.Array]:
@@ -253,9 +285,13 @@ def _partitioned(table: pa.Table, name: str) -> Iterator[tuple[str, pa.Table]]:
     clusters = table["cluster"].to_numpy()
     order = np.argsort(clusters, kind="stable")
     numbers, starts = np.unique(clusters[order], return_index=True)
-    rows = table.drop_columns(["cluster"]).take(order)
-    for number, start, stop in zip(numbers, starts, [*starts[1:], len(rows)], strict=True):
-        yield f"cluster={number}/{name}", rows.slice(start, stop - start)
+    rows, stops = table.drop_columns(["cluster"]), np.append(starts[1:], len(table))
+    first, at_once, taken = 0, rows_within(rows), rows.slice(0, 0)
+    for number, start, stop in zip(numbers.tolist(), starts.tolist(), stops.tolist(), strict=True):
+        if stop > first + len(taken):  # rows of this cluster, and of the next ones while they are few
+            last = max([stop, *stops[(stops > stop) & (stops <= start + at_once)][-1:]])
+            first, taken = start, take(rows, order[start:last])
+        yield f"cluster={number}/{name}", taken.slice(start - first, stop - start)
 
 
 def fields_of(top: int | None) -> list[pa.Field]:
@@ -275,7 +311,8 @@ def fields_of(top: int | None) -> list[pa.Field]:
 
 
 def _schema(source: pa.Schema, task: AssignTask, assigner: Assigner) -> pa.Schema:
-    fields = [*(source.field(name) for name in task.keep), *fields_of(task.top)]
+    kept = [source.field(name) for name in task.keep]
+    fields = [*(field.with_type(plain_type(field.type)) for field in kept), *fields_of(task.top)]
     return pa.schema(fields, metadata=task.metadata | {"raydkm.index": json.dumps(asdict(assigner.choice))})
 
 

@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raydkm.atomic import MARKER, check_free
-from raydkm.data.files import MANIFEST, SUCCESS
 from raydkm.data.output import Output
+from raydkm.data.parquet import batches_of
+from raydkm.data.search import MANIFEST, SUCCESS
 from raydkm.engine.tally import Tally, closest_of
 from raydkm.errors import EngineError, OutputError
 
@@ -166,15 +167,11 @@ class Manifest:
             self._output.remove(SUCCESS, MANIFEST)
         elif self._is_whole(sizes):
             return []
+        self._output.claim(MANIFEST, _json(self._job))
+        self._check_same()  # before the run that is under way here, if any, is ended
         self._output.begin()
         sizes = self._output.sizes()  # another run may have begun or ended meanwhile
-        if self._is_whole(sizes):
-            return []
-        if MANIFEST not in sizes:
-            self._output.check_owned()
-            self._output.commit(MANIFEST, _json(self._job))
-            self._check_same()
-        return self._missing(sizes)
+        return [] if self._is_whole(sizes) else self._missing(sizes)
 
     def _is_whole(self, sizes: dict[str, int]) -> bool:
         if MANIFEST in sizes:
@@ -323,7 +320,8 @@ def check_place(output: Output, *, overwrite: bool) -> dict[str, int]:
 
 
 def _table(content: pa.Buffer) -> pa.Table:
-    return pq.read_table(pa.BufferReader(content))
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        return pa.Table.from_batches(batches_of(file), file.schema_arrow)
 
 
 def _ahead(pool: ThreadPoolExecutor, read: Any, ranges: tuple[Range, ...]) -> Iterator[Any]:

@@ -194,10 +194,20 @@ def trim_memory() -> None:
 
 @contextmanager
 def thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool of threads in which (as in the calling thread) torch's operations use one thread each."""
+    """A pool of threads in which (as in the calling thread) torch's operations use one thread each.
+
+    An interrupt does not wait for what they are at.
+    """
     give_memory_back()
-    with torch_threads(1), ThreadPoolExecutor(threads, "raydkm", initializer=_prepare_thread) as pool:
-        yield pool
+    pool, interrupted = ThreadPoolExecutor(threads, "raydkm", initializer=_prepare_thread), False
+    try:
+        with torch_threads(1):
+            yield pool
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
+    finally:
+        pool.shutdown(wait=not interrupted, cancel_futures=interrupted)
 
 
 def _prepare_thread() -> None:

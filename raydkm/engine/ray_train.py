@@ -135,7 +135,7 @@ def fit_on_ray(
     streams: dict[str, Any] = {}
     if isinstance(data, ParquetTable):
         task["table"] = data
-        workers, cpus, use_gpu = _resources(config, run)
+        workers, cpus, use_gpu = _resources(config, run, rows=data.rows)
     else:
         task["columns"], task["total"], streams["rows"] = _checked(data, config, made, run)
         workers, cpus, use_gpu = _resources(config, run, spare=1)  # without a CPU the data set would never come
@@ -204,21 +204,24 @@ def _checked(
         raise InputError(f"the data set has no column '{missing[0]}'; there are: {', '.join(schema.names)}")
     known = isinstance(data, MaterializedDataset) or run.cache == "stream"
     stream = data.select_columns(columns.needed)
-    if schema is not None and columns.encoded(
-        schema.base_schema
-    ):  # by Ray Data's tasks, on nodes that do not train too
+    base = None if schema is None else schema.base_schema
+    # decoded by Ray Data's tasks, on nodes that do not train too; of frames no schema tells whether there are images
+    if schema is not None and (not isinstance(base, pa.Schema) or columns.encoded(base)):
         stream = stream.map_batches(
             partial(decode_blocks, columns=columns), batch_format="pyarrow", batch_size=READ_IMAGES
         )
     # whole blocks are handed out: with few of them a worker might get none
     stream = stream.repartition(target_num_rows_per_block=READ_ROWS)
-    return columns, data.count() if known else None, stream
+    with _errors_of_tasks():
+        return columns, data.count() if known else None, stream
 
 
-def _resources(config: FitConfig, run: FitRunConfig, spare: int = 0) -> tuple[int | tuple[int, int], int, bool]:
+def _resources(
+    config: FitConfig, run: FitRunConfig, spare: int = 0, rows: int | None = None
+) -> tuple[int | tuple[int, int], int, bool]:
     """Number of workers, CPUs of each, and whether each has a GPU, with `spare` CPUs left for the tasks of Ray Data.
 
-    Unless told otherwise there is one worker a GPU, else one a node.
+    Unless told otherwise there is one worker a GPU, else one a node; of known `rows`, no worker is left without any.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0))
     use_gpu = config.device != "cpu" and gpus > 0
@@ -229,7 +232,14 @@ def _resources(config: FitConfig, run: FitRunConfig, spare: int = 0) -> tuple[in
     least = workers[0] if isinstance(workers, tuple) else workers
     if use_gpu and least > gpus:
         raise ConfigError(f"{least} workers, but the Ray cluster has {gpus} GPUs")
-    return workers, cpus_each(workers, spare), use_gpu
+    cpus = cpus_each(workers, spare)
+    most = workers[1] if isinstance(workers, tuple) else workers
+    batches = most if rows is None else -(-rows // BATCH_ROWS)  # which are shared out
+    if most > batches:
+        logger.info("%d rows are for %d workers, not %d: each takes %d or more", rows, batches, most, BATCH_ROWS)
+        workers = (least, batches) if least < batches else batches
+        cpus = cpus_each(workers, spare)
+    return workers, cpus, use_gpu
 
 
 def cpus_of_nodes() -> list[int]:
@@ -325,12 +335,30 @@ def _ingest(task: dict[str, Any], comm: ProcessGroup, device: torch.device) -> R
 
 
 def _batches(shard: Any) -> Iterator[pa.Table]:
-    """A shard's batches; a refusal of the tasks that made them is raised as such."""
-    try:
+    """A shard's batches."""
+    with _errors_of_tasks():
         yield from shard.iter_batches(batch_size=READ_ROWS, batch_format="pyarrow")
-    except ray.exceptions.RayError as error:
-        refusal = re.search(r"^raydkm\.errors\.InputError: (.*)$", str(error), re.MULTILINE)  # Ray keeps the text alone
-        raise error if refusal is None else InputError(refusal[1]) from None
+
+
+@contextmanager
+def _errors_of_tasks() -> Iterator[None]:
+    """Raise what the tasks that make a data set have refused, and errors of a user's functions, as `InputError`."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:  # Ray keeps the text alone
+        refusal = re.search(r"^raydkm\.errors\.InputError: (.*)$", str(error), re.MULTILINE)
+        if refusal is not None:
+            raise InputError(refusal[1]) from None
+        if "UserCodeException" in str(error):
+            raise InputError(f"a function of the data set failed: {_first_error(str(error))}") from None
+        raise
+
+
+def _first_error(text: str) -> str:
+    """The first of the errors in a traceback, in one line."""
+    first = text.partition("\n\nThe above exception was the direct cause")[0]
+    told = itertools.takewhile(lambda line: not line.startswith(" "), reversed(first.strip().splitlines()))
+    return " ".join(reversed(list(told)))
 
 
 def _read_blocks(task: dict[str, Any], shard: Any, comm: ProcessGroup, reading: int) -> Generator[Block, None, None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
@@ -100,12 +101,18 @@ def seeded(
     fine = extent.needs_fine(frame, look.sample_rows)
     of_sample = objective(measure(alone, extent, frame, covariance=goal.needs_covariance, fine=fine))
 
+    stopped = threading.Event()
+
     def restart(number: int) -> tuple[int, float, State]:
-        state = adm(of_sample, drawn(number), alone, config.anneal + RESTART_STEPS, lambda *_: False)
+        state = adm(of_sample, drawn(number), alone, config.anneal + RESTART_STEPS, lambda *_: stopped.is_set())
         return number, state.objective, replace(state, step=0, objective=math.inf)
 
     comm = passes.comm
-    mine = list(passes.map(restart, range(comm.rank, config.n_init, comm.world_size)))
+    try:
+        mine = list(passes.map(restart, range(comm.rank, config.n_init, comm.world_size)))
+    except BaseException:  # an interrupt comes here, while threads go on
+        stopped.set()
+        raise
     objectives = dict(pair for part in comm.all_gather([(number, value) for number, value, _ in mine]) for pair in part)
     best = min(objectives, key=lambda number: (objectives[number], number))
     [state] = [s for s in comm.all_gather(next((s for number, _, s in mine if number == best), None)) if s is not None]

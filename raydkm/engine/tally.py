@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from raydkm.data.rows import take
+
 #: A distance's bucket is what is left of its float32 after this many bits: 5 bits of the fraction.
 _DROPPED_BITS = 18
 _BUCKETS = 1 << (31 - _DROPPED_BITS)
@@ -121,7 +123,7 @@ def closest(rows: pa.Table, count: int) -> pa.Table:
     order = np.lexsort((distance, clusters))
     ranked = clusters[order]
     rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
-    return rows.take(order[rank < count])
+    return take(rows, order[rank < count])
 
 
 def closest_of(parts: Iterable[pa.Table], count: int) -> pa.Table:
@@ -131,7 +133,7 @@ def closest_of(parts: Iterable[pa.Table], count: int) -> pa.Table:
         pending.append(part)
         if len(pending) > 1 and sum(map(len, pending[1:])) > max(_PENDING_ROWS, len(pending[0])):
             pending = [closest(_together(pending), count)]
-    return closest(_together(pending), count).combine_chunks()
+    return closest(_together(pending), count)
 
 
 def _together(parts: list[pa.Table]) -> pa.Table:

@@ -112,6 +112,31 @@ def test_a_data_set_with_a_bad_row_is_refused(vectors: np.ndarray) -> None:
         raydkm.fit(data, column="z", clusters=6, workers=2)
 
 
+def test_a_frame_with_a_column_of_arrays_is_fitted(vectors: np.ndarray) -> None:
+    pandas = pytest.importorskip("pandas")
+    data = ray.data.from_pandas(pandas.DataFrame({"z": list(vectors.astype(np.float32)[:500])}))
+    model = raydkm.fit(data, column="z", clusters=6, workers=1, max_steps=2)
+    assert (model.record["rows"], model.dim) == (500, DIM)
+
+
+@pytest.mark.parametrize("cache", ["auto", "stream"])
+def test_the_error_of_a_users_function_is_told(vectors: np.ndarray, cache: str) -> None:
+    def failing(batch: object) -> object:
+        raise KeyError("no such\nword")
+
+    data = ray.data.from_arrow(pa.table({"z": vector_column(vectors[:100])})).map_batches(failing)
+    with pytest.raises(InputError, match=r"^a function of the data set failed: KeyError: 'no such\\nword'$"):
+        raydkm.fit(data, column="z", clusters=6, workers=1, cache=cache)
+
+
+def test_no_worker_is_left_without_rows(vectors: np.ndarray, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"z": vector_column(vectors[: BATCH_ROWS + 1])}), tmp_path / "x.parquet")
+    pq.write_table(pa.table({"z": vector_column(vectors[:BATCH_ROWS])}), tmp_path / "y.parquet")
+    options = {"column": "z", "clusters": 2, "max_steps": 2, "engine": "ray", "workers": 2}
+    assert raydkm.fit(tmp_path / "x.parquet", **options).record["workers"] == 2
+    assert raydkm.fit(tmp_path / "y.parquet", **options).record["workers"] == 1
+
+
 def test_a_refusal_is_told_at_once_though_the_data_set_exceeds_the_object_store() -> None:
     """Ray Data hands blocks out in turn: a worker that stopped taking them would keep the others from theirs."""
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +280,7 @@ def test_a_file_named_twice_is_refused(run, place: Path, data: Path) -> None:
 
 def test_data_that_are_not_there_are_refused(run, place: Path) -> None:
     refused(run, place, *fit_arguments(place / "none", place), told="none|no such file", kind="InputError")
-    refused(run, place, *fit_arguments(place, place), told="outputs|no *.parquet files", kind="InputError")
+    refused(run, place, *fit_arguments(place, place), told="outputs|no Parquet files", kind="InputError")
 
 
 @pytest.mark.parametrize(
@@ -307,6 +310,20 @@ def test_an_unknown_configuration_key_is_refused(run, place: Path, data: Path) -
     (place.parent / "fit.yaml").write_text("clusterz: 3\n")
     arguments = fit_arguments(data, place, "--config", place.parent / "fit.yaml")
     refused(run, place, *arguments, told="unknown configuration key 'clusterz'|'clusters'", kind="ConfigError")
+
+
+@pytest.mark.parametrize("key", ["out: m", "data: x.parquet", "overwrite: true", "json: true", "sample-weight: [1.0]"])
+def test_what_is_no_configuration_is_refused_in_yaml(run, place: Path, data: Path, key: str) -> None:
+    (place.parent / "fit.yaml").write_text(f"seed: 3\n{key}\n")
+    arguments = fit_arguments(data, place, "--config", place.parent / "fit.yaml")
+    name = key.partition(":")[0].replace("-", "_")
+    refused(run, place, *arguments, told=f"fit.yaml: {name}: no configuration key", kind="ConfigError")
+
+
+def test_a_uri_as_the_output_of_a_fit_is_refused(run, place: Path, data: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place.parent)
+    arguments = [*fit_arguments(data, place)[:-1], "s3://bucket/m1"]
+    refused(run, place, *arguments, told="s3://bucket/m1: this output is a directory", kind="OutputError")
 
 
 def test_no_column_is_refused_with_the_names_there_are(run, place: Path, data: Path) -> None:
@@ -389,3 +406,38 @@ def test_the_other_commands_refuse_as_fit_does(run, place: Path, data: Path, wri
 )
 def test_a_wrong_usage_ends_with_exit_code_2(run, arguments: list[str]) -> None:
     assert run(*arguments)[0] == 2
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("run_dir", [None, "before", "after"])
+def test_an_interrupt_ends_a_fit_at_once_and_says_how_to_resume(place: Path, data: Path, run_dir: str | None) -> None:
+    """Also while threads are at work that does not end: here one seeding, or step, of ten minutes."""
+    held = "raydkm.objectives.distance.DistanceObjective.begin" if run_dir != "after" else "raydkm.engine.fit.adm"
+    code = f"""
+import os, sys, time
+from unittest import mock
+def hold(*_, **__):
+    os.write(1, b"held\\n")
+    time.sleep(600)
+import raydkm.engine.fit
+from raydkm.cli import main
+with mock.patch({held!r}, hold):
+    main(sys.argv[1:])
+"""
+    more = [] if run_dir is None else ["--run-dir", place.parent / "run"]
+    arguments = [str(each) for each in fit_arguments(data, place, *more, "--threads", 2)]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    told = {
+        None: "nothing was saved; with --run-dir DIR",
+        "before": "nothing was saved in",
+        "after": "the same command resumes after the last checkpoint in",
+    }[run_dir]
+    assert f"raydkm: interrupted; {told}" in err.decode()
+    assert not (place / "model").exists()

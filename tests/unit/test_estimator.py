@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from sklearn.base import clone
@@ -310,3 +311,58 @@ def test_masked_values_are_refused(rng: np.random.Generator) -> None:
         DKMeans(2).fit(x, sample_weight=np.ma.masked_less(np.arange(20.0), 3))
     with pytest.raises(ConfigError, match=r"init: .*masked array: fill"):
         DKMeans(2, init=np.ma.masked_all((2, 2))).fit(x)
+
+
+# Columns of tables and frames
+
+
+@pytest.fixture(scope="module")
+def named() -> pa.Table:
+    x = np.random.default_rng(0).standard_normal((200, 4)) * [1, 10, 100, 1000]
+    return pa.table({name: x[:, number] for number, name in enumerate("abcd")})
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "transform", "score", "fit_transform", "fit_predict"])
+@pytest.mark.parametrize("kind", ["table", "batch", "wider"])
+def test_columns_of_a_table_are_found_by_their_names(named: pa.Table, method: str, kind: str) -> None:
+    other = named.select(list("dcab"))
+    if kind == "wider":
+        other = other.append_column("e", pa.array(np.full(200, 1e6))).append_column("t", pa.array(["x"] * 200))
+    if kind == "batch":
+        [other] = other.to_batches()
+    options = {"n_clusters": 5, "random_state": 0, "column": "a,b,c,d", "max_steps": 5}
+    expected = getattr(DKMeans(**options).fit(named), method)(named)
+    np.testing.assert_array_equal(getattr(DKMeans(**options).fit(named), method)(other), expected)
+    x = np.stack([named[name].to_numpy() for name in "abcd"], axis=1)
+    plain = DKMeans(**options | {"column": None}).fit(x)
+    np.testing.assert_array_equal(plain.predict(x), DKMeans(**options).fit(named).predict(other))
+
+
+def test_a_list_column_of_a_table_is_predicted(named: pa.Table) -> None:
+    x = np.stack([named[name].to_numpy() for name in "abcd"], axis=1)
+    table = pa.table({"id": np.arange(200), "x": pa.FixedSizeListArray.from_arrays(pa.array(x.reshape(-1)), 4)})
+    estimator = DKMeans(5, random_state=0, column="x", max_steps=5).fit(table)
+    np.testing.assert_array_equal(estimator.predict(table), estimator.predict(x))
+    with pytest.raises(InputError, match="3 features, the model has 4"):
+        estimator.predict(pa.table({"x": x[:, :3].tolist()}))
+    with pytest.raises(InputError, match="no column 'x'"):
+        estimator.predict(named)
+
+
+@pytest.mark.parametrize("fitted_to", ["table", "frame", "file"])
+def test_a_frame_with_columns_in_another_order_is_an_error(named: pa.Table, tmp_path: Path, fitted_to: str) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(named.to_pydict())
+    if fitted_to == "frame":
+        estimator = DKMeans(5, random_state=0, max_steps=5).fit(frame)
+    else:
+        pq.write_table(named, tmp_path / "x.parquet")
+        data = named if fitted_to == "table" else tmp_path / "x.parquet"
+        estimator = DKMeans(5, random_state=0, max_steps=5, column="a,b,c,d").fit(data)
+    assert list(estimator.feature_names_in_) == list("abcd")
+    np.testing.assert_array_equal(estimator.predict(frame), estimator.labels_)
+    for method in ("predict", "predict_proba", "transform", "score"):
+        with pytest.raises(ValueError, match="same order as they were in fit"):
+            getattr(estimator, method)(frame[list("dcab")])
+    estimator.set_params(column=None).fit(named.to_pandas().to_numpy())
+    assert not hasattr(estimator, "feature_names_in_")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -146,6 +147,24 @@ def test_an_empty_file_among_others_gives_an_empty_output(tmp_path: Path, write,
     assert empty.schema == full.schema
     parted = raydkm.assign(model, tmp_path / "in", out=tmp_path / "parted", partition_by="cluster", nearest=1)
     assert parted["rows"] == 30
+
+
+def test_an_empty_file_of_pandas_goes_with_the_others(tmp_path: Path, write, blobs) -> None:
+    pandas = pytest.importorskip("pandas")
+    x, labels = blobs(rows=30)
+    for name in ("a", "c"):
+        write(tmp_path / "in" / f"{name}.parquet", x=x.tolist(), label=labels, id=[f"{name}{i}" for i in range(30)])
+    pandas.DataFrame({"x": [], "label": [], "id": []}, dtype=object).to_parquet(tmp_path / "in" / "b.parquet")
+    assert pq.read_schema(tmp_path / "in" / "b.parquet").field("x").type == pa.null()
+    model = raydkm.fit(tmp_path / "in", column="x", clusters=2)
+    assert model.record["rows"] == 60
+    assert raydkm.evaluate(model, tmp_path / "in", label="label")["rows"] == 60
+    for name, options in (("out", {}), ("parted", {"partition_by": "cluster"})):
+        raydkm.assign(model, tmp_path / "in", out=tmp_path / name, keep=["id", "label"], nearest=2, **options)
+        found = ds.dataset(tmp_path / name, partitioning="hive").to_table()
+        assert sorted(found["id"].to_pylist()) == sorted(f"{name}{i}" for i in range(30) for name in "ac")
+    with pytest.raises(InputError, match="column 'x' is null"):
+        raydkm.fit(tmp_path / "in" / "b.parquet", column="x", clusters=2)
 
 
 def test_a_saved_model_assigns_as_the_one_in_memory(model, digits: Path, tmp_path: Path) -> None:

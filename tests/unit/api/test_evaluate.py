@@ -66,7 +66,7 @@ def test_labels_with_nulls_are_refused_by_file_and_column(tmp_path: Path, write,
     x, _ = blobs(rows=4)
     path = write(tmp_path / "x.parquet", x=x, label=[1, 0, None, 1])
     model = raydkm.fit(path, column="x", clusters=2)
-    with pytest.raises(InputError, match=r"x\.parquet: column 'label' has nulls"):
+    with pytest.raises(InputError, match=r"x\.parquet: row 2, column 'label': null"):
         raydkm.evaluate(model, path, label="label")
 
 
@@ -119,3 +119,48 @@ def test_weights_that_are_none_are_refused(weighed, tmp_path: Path, write) -> No
     zero = write(tmp_path / "zero.parquet", x=x, label=[0] * 400, w=[0.0] * 400)
     with pytest.raises(InputError, match="all weights are zero in column 'w'"):
         raydkm.evaluate(model, zero, label="label")
+
+
+LARGE = 2**53
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (pa.array([LARGE, LARGE + 1], pa.int64()), pa.array([LARGE, LARGE + 1], pa.uint64())),
+        (pa.array([1, 2], pa.int8()), pa.array([1.0, 2.0], pa.float64())),
+        (pa.array([0, 1]), pa.array([False, True])),
+        (pa.array([1.0, 2.0], pa.float16()), pa.array([1, 2], pa.uint8())),
+        (pa.array(["a", "b"]), pa.array(["a", "b"]).dictionary_encode()),
+        (pa.array(["a", "b"], pa.large_string()), pa.array(["a", "b"], pa.string_view())),
+    ],
+)
+def test_equal_labels_of_several_files_are_one_class_and_others_are_not(
+    tmp_path, first: pa.Array, second: pa.Array
+) -> None:
+    x = np.repeat(np.array([[0.0, 0.0], [9.0, 9.0]], dtype=np.float32), 20, axis=0)
+    for name, labels in (("a", first), ("b", second)):
+        column = pa.concat_arrays([labels.slice(number, 1) for number in np.repeat([0, 1], 20)])
+        pq.write_table(pa.table({"x": x.tolist(), "label": column}), tmp_path / f"{name}.parquet")
+    model = raydkm.fit(tmp_path, column="x", clusters=2)
+    scores = raydkm.evaluate(model, tmp_path, label="label")
+    assert (scores["acc"], scores["nmi"], scores["ari"]) == pytest.approx((1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (pa.array([1, 2]), pa.array(["1", "2"]), r"b\.parquet: labels in 'label' are texts, in .*a\.parquet numbers"),
+        (pa.array([[1], [2]]), pa.array([[1], [2]]), r"a\.parquet: column 'label' is list<element: int64>; labels are"),
+        (pa.array([{"a": 1}] * 2), pa.array([{"a": 1}] * 2), r"a\.parquet: column 'label' is struct<a: int64>; labels"),
+        (pa.array([1.0, 2.0]), pa.array([1.0, np.nan]), r"b\.parquet: row 1, column 'label': NaN"),
+        (pa.array([1.0, 2.0], pa.float16()), pa.array([np.nan, 1.0], pa.float16()), r"b\.parquet: row 0, .*: NaN"),
+        (pa.array(["a", "b"]), pa.array(["a", None]), r"b\.parquet: row 1, column 'label': null"),
+    ],
+)
+def test_labels_that_cannot_be_compared_are_refused_with_their_place(tmp_path, first, second, told: str) -> None:
+    for name, labels in (("a", first), ("b", second)):
+        pq.write_table(pa.table({"x": [[0.0, 1.0], [9.0, 8.0]], "label": labels}), tmp_path / f"{name}.parquet")
+    model = raydkm.fit(tmp_path, column="x", clusters=2)
+    with pytest.raises(InputError, match=told):
+        raydkm.evaluate(model, tmp_path, label="label")

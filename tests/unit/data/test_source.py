@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import raydkm
 import raydkm.data.source
 import raydkm.data.tiers
 from raydkm.data.columns import Block
@@ -165,6 +166,19 @@ def test_tensors_of_floats_of_any_size_keep_their_values(kind: torch.dtype) -> N
 
 def masked(*values: float) -> np.ma.MaskedArray:
     return np.ma.masked_equal(np.array(values), 9.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_memory_that_may_only_be_read_is_shared(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(12.0, dtype=np.float32).reshape(3, 4))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    [batch] = RowSource.from_array(mapped).batches()
+    assert batch.rows.data_ptr() == mapped.ctypes.data
+    rows = batch.rows.clone()
+    del mapped
+    np.testing.assert_array_equal(batch.rows, rows)  # the memory is kept
+    fitted = raydkm.fit(np.load(tmp_path / "x.npy", mmap_mode="r"), clusters=2, metric="cosine")
+    assert fitted.checksum() == raydkm.fit(np.load(tmp_path / "x.npy"), clusters=2, metric="cosine").checksum()
 
 
 @pytest.mark.parametrize(

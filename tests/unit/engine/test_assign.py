@@ -277,11 +277,48 @@ def before(patch: pytest.MonkeyPatch, owner: type, name: str, first: Callable[[]
 
 def test_a_run_that_begins_while_another_does_looks_again(data, model, whole, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "out"
-    before(monkeypatch, Output, "begin", lambda: raydkm.assign(model, data, out=out, **OPTIONS))
+    before(monkeypatch, Output, "claim", lambda: raydkm.assign(model, data, out=out, **OPTIONS))
     with pytest.raises(OutputError, match=r"of another job \(top 2, now 3"):
         raydkm.assign(model, data, out=out, **OPTIONS | {"top": 3})
-    raydkm.assign(model, data, out=out, **OPTIONS)  # takes away what the refused one has begun
     assert content(out) == content(whole)
+
+
+@pytest.mark.parametrize("at", ["claim", "begin", "check_owned", "commit"])
+def test_of_two_jobs_that_begin_together_one_wins(data, model, whole, tmp_path: Path, monkeypatch, at: str) -> None:
+    """The first to write its manifest; the other one ends with a sentence, and ends no other."""
+    out, told = tmp_path / "out", []
+
+    def other() -> None:
+        try:
+            raydkm.assign(model, data, out=out, **OPTIONS | {"top": 3})
+        except OutputError as error:
+            told.append(str(error))
+
+    before(monkeypatch, Output, at, other)
+    if at == "claim":
+        with pytest.raises(OutputError, match=r"of another job \(top 3, now 2"):
+            raydkm.assign(model, data, out=out, **OPTIONS)
+        assert told == []
+        assert "top_clusters" in rows_of(out).column_names
+        assert (out / "_SUCCESS").exists()
+    else:
+        raydkm.assign(model, data, out=out, **OPTIONS)
+        assert len(told) == 1
+        assert "of another job (top 2, now 3" in told[0]
+        assert content(out) == content(whole)
+
+
+def test_a_claim_on_a_file_system_without_links_is_made_all_the_same(tmp_path: Path, monkeypatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refused)
+    first, second = Output(str(tmp_path / "out")), Output(str(tmp_path / "out"))
+    first.claim("a", b"first")
+    second.claim("a", b"second")
+    assert first.read("a").to_pybytes() == b"first"
+    assert first.sizes() == {".raydkm": 0, "a": 5}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".raydkm", "a"]
 
 
 @pytest.mark.parametrize(("owner", "name"), [(Output, "begin"), (manifest.Manifest, "finish")])
