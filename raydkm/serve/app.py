@@ -21,8 +21,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from raydkm.serve.decode import IMAGES, decode, parse
+from raydkm.serve.decode import IMAGES, decode
 from raydkm.serve.errors import RefusalError
+from raydkm.serve.json_body import parse
 from raydkm.serve.schemas import (
     ARROW,
     JSON,
