@@ -221,13 +221,16 @@ def serve(
     ] = False,
     options: dict[str, Any],
 ) -> None:
-    """Answer HTTP requests by a model, until SIGINT or SIGTERM."""
-    from raydkm.serve.ray_serve import serve_until_signalled
+    """Answer HTTP requests by a model, until SIGINT, SIGTERM or SIGHUP."""
+    from raydkm.serve.port import reserved
 
     names = ServeAddress.model_fields
     address = build(ServeAddress, {name: value for name, value in options.items() if name in names})
     config = build(ServeConfig, {name: value for name, value in options.items() if name not in names})
-    serve_until_signalled(str(model), config, address, insecure=insecure)
+    with reserved(address):  # before Ray is imported, which takes seconds
+        from raydkm.serve.ray_serve import serve_until_signalled
+
+        serve_until_signalled(str(model), config, address, insecure=insecure)
 
 
 @app.command()

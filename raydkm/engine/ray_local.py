@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +35,7 @@ def start_local_cluster() -> None:
     before = authentication.level
     authentication.setLevel(logging.ERROR)  # it advises to do without a token
     try:
-        with _nodes_on_loopback():
+        with _nodes_on_loopback(), _hangup_ignored():
             ray.init("local", logging_level=logging.WARNING, include_dashboard=False)
     finally:
         authentication.setLevel(before)
@@ -65,6 +67,19 @@ def _nodes_on_loopback() -> Iterator[None]:
             del os.environ[_LOOPBACK]
         else:
             os.environ[_LOOPBACK] = in_environment
+
+
+@contextmanager
+def _hangup_ignored() -> Iterator[None]:
+    """Let the processes that are started live on when their terminal is closed: this one ends them in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say how signals are handled
+        return
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _keep_token_private() -> None:

@@ -23,7 +23,7 @@ class RefusalError(Exception):
 
 
 class BusyError(RefusalError):
-    """Too many vectors wait; the request may come again after some seconds."""
+    """There is no room for the request; it may come again after some seconds."""
 
-    def __init__(self, reason: str, seconds: int):
-        super().__init__(503, reason, {"Retry-After": str(seconds)})
+    def __init__(self, reason: str, seconds: int, headers: Mapping[str, str] | None = None):
+        super().__init__(503, reason, {"Retry-After": str(seconds), **(headers or {})})
