@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,13 @@ def test_requests_beyond_the_queue_get_503_and_are_answered_when_they_come_again
         return assign(*arguments)
 
     monkeypatch.setattr(Version, "assign", held)
-    monkeypatch.setattr(client_module, "_wait", lambda *_: go.set())  # it comes again when there is room
+
+    def until_there_is_room(*_: Any) -> None:
+        go.set()
+        while service.batcher.waiting:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(client_module, "_wait", until_there_is_room)
     with over_http(create_app(service, Tokens())) as url, ThreadPoolExecutor(2) as pool:
         first = pool.submit(Client(url).assign, rows)
         assert begun.acquire(timeout=30)
