@@ -364,7 +364,7 @@ def _text(value: Any, digits: int = 6) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the CLI; errors that a user can mend end it with one sentence and exit code 2."""
+    """Run the CLI; raydkm's own errors end it with one sentence and their exit code."""
     handler = RichHandler(console=Console(stderr=True), show_level=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("raydkm").setLevel(logging.INFO)
@@ -374,4 +374,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"raydkm: {error}\n")
         if "--json" in (arguments if arguments is not None else sys.argv):
             sys.stdout.write(json.dumps({"error": str(error), "kind": type(error).__name__}) + "\n")
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None

@@ -28,6 +28,7 @@ class ServiceError(RaydkmError):
     def __init__(self, message: str, status: int | None = None):
         super().__init__(message)
         self.status = status
+        self.exit_code = 2 if status is not None and 400 <= status < 500 else 3
 
 
 class Client:

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 import raydkm
+from raydkm import errors
 from raydkm.cli import app, main
 from raydkm.config import AssignConfig, FeatureConfig, FitConfig, FitRunConfig, PlanConfig
 
@@ -389,3 +390,24 @@ def test_the_other_commands_refuse_as_fit_does(run, place: Path, data: Path, wri
 )
 def test_a_wrong_usage_ends_with_exit_code_2(run, arguments: list[str]) -> None:
     assert run(*arguments)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("one"), 2),
+        (errors.InputError("one"), 2),
+        (errors.ModelError("one"), 2),
+        (errors.UnreadableError("one"), 3),
+        (errors.EngineError("one"), 3),
+        (errors.WorkerLostError("one"), 3),
+    ],
+)
+def test_the_exit_code_tells_bad_input_from_machines_that_fail(
+    run, monkeypatch: pytest.MonkeyPatch, error: errors.RaydkmError, code: int
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("raydkm.api.fit.fit", fails)
+    assert run("fit", "data", "--out", "m") == (code, "", "raydkm: one\n")
