@@ -143,6 +143,7 @@ def cases(models: Path) -> Iterator[tuple[str, Callable[[Target], str]]]:
     def body(content: object, kind: str = JSON, **others: str) -> Callable[[Target], str]:
         return lambda target: target.send(content, kind, **others)
 
+    yield "none, for two seconds", lambda _: time.sleep(2) or "-"
     column = pa.list_(pa.float32(), DIM)
     empty = pa.record_batch([pa.array([], column)], ["x"])
     yield "4 M empty strings for numbers", body(vectors(f"[{many(chr(34) * 2, 4_000_000)}]"))
@@ -211,7 +212,7 @@ def cases(models: Path) -> Iterator[tuple[str, Callable[[Target], str]]]:
         "a reload of ../../etc",
         body(json.dumps({"model": "../../etc"}).encode(), path="/v1/reload", token=ADMIN),
     )
-    os.mkfifo(models / "pipe" / "config.json")
+    os.mkfifo(models / "pipe" / "model.json")
     yield (
         "a reload that does not read",
         body(json.dumps({"model": "pipe"}).encode(), path="/v1/reload", token=ADMIN),

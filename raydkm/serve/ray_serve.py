@@ -157,6 +157,7 @@ def serve_until_signalled(model: str, config: ServeConfig, address: ServeAddress
     wanted = _checked(model, config, address, insecure)
     for name in TOKEN_VARIABLES:  # replicas compare digests; no process that is started needs the tokens
         os.environ.pop(name, None)
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's workers let all other processes go first
     _join(config.models)
 
     def end(*_: object) -> None:
