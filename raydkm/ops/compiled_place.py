@@ -9,8 +9,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from numba import config
-
 logger = logging.getLogger("raydkm")
 
 
@@ -41,8 +39,9 @@ def _make(place: Path) -> None:
     """Make a directory whole at once, for other processes may look for it at the same time."""
     staging = Path(tempfile.mkdtemp(prefix=f"{place.name}-"))  # of mode 700
     try:
-        if config.CACHE_DIR and os.path.isdir(config.CACHE_DIR):
-            shutil.copytree(config.CACHE_DIR, staging, dirs_exist_ok=True)
+        given = Path(os.environ.get("NUMBA_CACHE_DIR", ""))
+        if given.name and given.is_dir():
+            shutil.copytree(given, staging, dirs_exist_ok=True)
             staging.chmod(0o700)
         staging.rename(place)
     except OSError:

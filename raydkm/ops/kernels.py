@@ -59,7 +59,7 @@ def compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
         place = own_place()
         if place is None:
             return njit(function, **options)
-        config.CACHE_DIR = place
+        config.CACHE_DIR = place  # type: ignore[attr-defined]
         loop = njit(function, cache=True, **options)
     kept = loop._cache._cache_file
     kept._source_stamp = (kept._source_stamp, sources())  # Numba's is of the function's own file alone

@@ -43,7 +43,7 @@ class ServeConfig(Frozen):
     body_requests: int = Field(
         2048, ge=1, description="Bodies that may arrive at a time in a replica; one beyond ends the slowest (408)."
     )
-    reload_timeout: float = Field(120.0, gt=0, description="Seconds in which a model must have been loaded.")
+    reload_timeout: float = Field(300.0, gt=0, description="Seconds in which a model must have been loaded.")
     notice: float = Field(
         1.0, ge=0, description="Seconds in which a service that ends takes requests, and says on /readyz that it ends."
     )

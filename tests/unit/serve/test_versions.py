@@ -268,8 +268,9 @@ def test_a_reload_that_does_not_read_ends_and_leaves_the_others_their_threads(mo
     os.mkfifo(models / "pipe" / "model.json")  # nobody writes: whoever opens it waits for ever
 
     async def main() -> None:
-        service = Service(ServeConfig(models=str(models), reload_timeout=0.2))
+        service = Service(ServeConfig(models=str(models)))
         await service.configure(str(models / "one"))
+        service.config = ServeConfig(models=str(models), reload_timeout=0.2)
         for _ in range(20):  # more than a pool has threads
             with pytest.raises(RefusalError, match=r"one still answers: .* within 0\.2 s") as refused:
                 await asyncio.wait_for(service.reload("pipe"), 20)
