@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from raydkm.engine.assign import Assignment
-from raydkm.errors import InputError, RaydkmError
+from raydkm.errors import ConfigError, InputError, RaydkmError
 
 _ARROW = "application/vnd.apache.arrow.stream"
 
@@ -59,7 +59,7 @@ class Client:
                 raise ValueError("no host")
             self._connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=timeout)
         except (KeyError, ValueError):
-            raise ServiceError(f"endpoint {url!r}: expected http://host:port or https://host:port") from None
+            raise ConfigError(f"endpoint {url!r}: expected http://host:port or https://host:port") from None
         self._url, self._path = url, parts.path.rstrip("/")
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._retries = retries

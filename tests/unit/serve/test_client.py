@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from raydkm.errors import ConfigError
 from raydkm.serve import client as client_module
 from raydkm.serve.client import Client, ServiceError
 
@@ -112,7 +113,7 @@ def test_a_refused_connection_is_tried_again(waits: list[float]) -> None:
     "url", ["127.0.0.1:8000", "ftp://h", "http://", "http://h:port", "http://h:99999", "http://[::1"]
 )
 def test_an_endpoint_that_is_none(url: str) -> None:
-    with pytest.raises(ServiceError, match="expected http"):
+    with pytest.raises(ConfigError, match="expected http"):
         Client(url)
 
 
