@@ -102,3 +102,13 @@ def test_the_store_of_process_groups_listens_on_its_node_alone(monkeypatch: pyte
     client = TCPStore(address, port, 1, False, timedelta(seconds=20))
     own.set("key", "value")
     assert client.get("key") == b"value"
+
+
+@pytest.mark.parametrize(("mode", "warned"), [("TOKEN", False), ("DISABLED", True)])
+def test_a_cluster_without_tokens_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mode: str, warned: bool
+) -> None:
+    monkeypatch.setattr(module, "get_authentication_mode", lambda: getattr(module.AuthenticationMode, mode))
+    with caplog.at_level(logging.WARNING, "raydkm"):
+        module.warn_of_open_cluster("192.0.2.1:6379")
+    assert ("192.0.2.1:6379 asks for no token" in caplog.text) == warned
