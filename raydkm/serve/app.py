@@ -21,6 +21,7 @@ from fastapi.security import HTTPBearer
 from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from raydkm.model import Model
 from raydkm.serve.decode import IMAGES, decode
@@ -94,8 +95,7 @@ def create_app(service: Service, tokens: Tokens, hosts: Collection[str] | None =
     async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         began = time.perf_counter()
         try:
-            with service.counted():
-                response = _refused_host(request, hosts) or await call_next(request)
+            response = _refused_host(request, hosts) or await call_next(request)
         except Exception:  # here, and not in a handler, which comes after this
             logger.exception("%s %s failed", request.method, request.url.path)
             response = RefusalError(500, "the service failed on this request; its log says why").response()
@@ -182,7 +182,19 @@ def create_app(service: Service, tokens: Tokens, hosts: Collection[str] | None =
         """Show the model's report, and try a vector."""
         return HTMLResponse(_page(), headers={"Content-Security-Policy": _PAGE_POLICY})
 
+    app.add_middleware(_Counted, service=service)  # around all others
     return app
+
+
+class _Counted:
+    """Counts requests until their answers are sent."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._service.counted():
+            await self._app(scope, receive, send)
 
 
 @cache

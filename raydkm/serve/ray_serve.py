@@ -35,6 +35,7 @@ NAME = "raydkm"
 logger = logging.getLogger("raydkm")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ON_THE_WAY = 0.5  # seconds for answers between a replica and a client
 ANSWER = 10.0  # seconds that a replica may take to enter a stage
 
 
@@ -143,6 +144,7 @@ def _drain(config: ServeConfig) -> None:
         end = time.monotonic() + config.drain
         while _enter("closed") and time.monotonic() < end:
             time.sleep(0.1)
+        time.sleep(ON_THE_WAY)
     except (RayServeException, RayError, TimeoutError) as error:  # it has not started, or replicas are lost
         logger.info("the service ends at once: %s", str(error).splitlines()[0])
 

@@ -56,7 +56,7 @@ class Service:
         self._failed: Told | None = None
         self._retry_at = 0.0
         self.bodies = Bodies(config.body_requests, config.queue_megabytes)
-        self.present = 0  # requests of any kind
+        self.present = 0  # requests that were taken, and whose answers are not sent yet
         self.stage: Stage = "open"
         self._answering = 0  # requests that are computed, or wait for it
         self._changing = asyncio.Lock()
@@ -85,12 +85,13 @@ class Service:
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count a request as present until the block ends."""
-        self.present += 1
+        """Count a request as present until the block ends, but for those that come when the service is closed."""
+        taken = self.stage != "closed"
+        self.present += taken
         try:
             yield
         finally:
-            self.present -= 1
+            self.present -= taken
 
     def check_open(self) -> None:
         """Refuse a request (503) where the service ends: another one, or this one when it is back, will answer it."""

@@ -256,6 +256,24 @@ def test_a_service_that_ends_is_not_ready_first_and_then_refuses(asked: Asked) -
     assert (headers["retry-after"], headers["connection"]) == ("1", "close")
 
 
+def test_requests_count_as_present_until_their_answers_are_sent(asked: Asked) -> None:
+    async def main() -> list[int]:
+        slow, found = Slow(BODY), []
+        first = asyncio.ensure_future(asked.send("/v1/assign", slow))
+        await slow.asked.acquire()
+        found.append(asked.service.present)
+        asked.service.stage = "closed"
+        late = Slow(BODY)
+        refused = asyncio.ensure_future(asked.send("/v1/assign", late))
+        await asyncio.sleep(0)
+        found.append(asked.service.present)  # who comes late is not waited for
+        slow.let.release(), slow.let.release()
+        assert ((await first)[0], (await refused)[0]) == (200, 503)
+        return [*found, asked.service.present]
+
+    assert asyncio.run(main()) == [1, 1, 0]
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "br", "Deflate, gzip"])
 def test_a_compressed_body_is_refused_by_its_name(asked: Asked, encoding: str) -> None:
     status, _, content = asked.ask("/v1/assign", b"\x1f\x8b", content_encoding=encoding)

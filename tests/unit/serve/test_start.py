@@ -90,7 +90,7 @@ def test_a_service_ends_in_stages(ended: dict[str, Any]) -> None:
     ray_serve.stop(ServeConfig(notice=5, drain=60))
     assert [stage for _, stage in ended["stages"]] == ["unready", "closed", "closed", "closed"]
     assert [time for time, _ in ended["stages"][:2]] == [0, 5]
-    assert ended["shut"] == [ended["stages"][-1][0]]
+    assert ended["shut"] == [ended["stages"][-1][0] + ray_serve.ON_THE_WAY]
 
 
 def test_serve_is_shut_down_however_the_drain_ends(ended: dict[str, Any]) -> None:
