@@ -1,11 +1,11 @@
 """Answers a second against the number of clients, up to far more than the service can answer, as a table and a picture.
 
-    python benchmarks/goodput.py [--clients 50,100,200,450,1000 --seconds 10 --out goodput.svg]
+    python benchmarks/goodput.py [--clients 50,150,450,700,1000 --seconds 30 --out goodput.svg]
 
 Each client sends one vector at a time on a kept connection, and after a 503 waits for as long as it is asked to. The
 service is a `raydkm serve` of its own; the clients are in one more process, on the same processors. A client that waits
-for an answer for longer than `--patience` seconds gives up, and its answer does not count. The last line compares three
-times the load, and more, with the best.
+for an answer for longer than `--patience` seconds gives up, and its answer does not count. The last line compares
+three times the load with the best.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ async def load(url: str, clients: int, dim: int, seconds: float, patience: float
     failed: dict[str, int] = {}
 
     async def client(session: aiohttp.ClientSession) -> None:
-        await asyncio.sleep(random.random() * seconds / 8)  # they do not come all at once
+        await asyncio.sleep(random.random() * seconds / 4)  # they do not come all at once
         while (sent := time.perf_counter()) < end:
             wait, what = 0.0, ""
             try:
@@ -108,10 +108,9 @@ def measure(arguments: argparse.Namespace, url: str) -> None:
     best = max(found, key=lambda clients: found[clients]["rate"])
     beyond = {clients: each["rate"] / found[best]["rate"] for clients, each in found.items() if clients >= 3 * best}
     if beyond:
-        worst = min(beyond, key=lambda clients: beyond[clients])
-        print(
-            f"best at {best} clients; of it at three times as many and more, at the least {beyond[worst]:.2f} ({worst})"
-        )
+        thrice = min(beyond)
+        told = f"best at {best} clients; of it {beyond[thrice]:.2f} at {thrice}"
+        print(f"{told}, and at the least {min(beyond.values()):.2f} with more (goal: 0.8 at three times as many)")
     arguments.out.write_text(picture(found, f"Answers a second, K = {arguments.clusters}, {arguments.dim} dimensions"))
 
 
@@ -119,10 +118,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     numbers = {
         "type": lambda text: [int(part) for part in text.split(",")],
-        "default": [50, 100, 150, 300, 450, 700, 1000],
+        "default": [50, 150, 300, 450, 700, 1000],
     }
     parser.add_argument("--clients", **numbers)
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--patience", type=float, default=30)
     parser.add_argument("--clusters", type=int, default=1024)
     parser.add_argument("--dim", type=int, default=128)

@@ -1,6 +1,6 @@
 """Hostile requests against a service: status, milliseconds, longest wait of an innocent client beside it, and memory.
 
-    python benchmarks/hostile.py
+    python benchmarks/hostile.py [part of a name]
 
 The service is a `raydkm serve` of its own with one replica of one thread. The innocent client sends one vector after
 another on connections of its own, during each hostile request and half a second longer. Memory is the most that the
@@ -310,7 +310,10 @@ def measure(target: Target, models: Path) -> None:
     waits: dict[str, float] = {}
     print("| request | status | ms | longest wait beside it, ms | refused | memory, MB |")
     print("|---|---|---|---|---|---|")
+    wanted = " ".join(sys.argv[1:])
     for name, attack in cases(models):
+        if wanted not in name:
+            continue
         (process / "clear_refs").write_text("5")  # the most memory is that from now on
         innocent.told()
         began = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from starlette.requests import ClientDisconnect, Request
 from raydkm.serve.errors import BusyError, RefusalError
 
 _CLOSE = {"Connection": "close"}
+
+LATER = 0.2  # part of the time of a body; many that do not come are not all refused at one moment
 
 
 class Bodies:
@@ -64,7 +67,7 @@ class Bodies:
         task = asyncio.ensure_future(reading)
         self._arriving[task] = None
         try:
-            return await asyncio.wait_for(task, seconds)
+            return await asyncio.wait_for(task, seconds * (1 + LATER * random.random()))
         except (asyncio.TimeoutError, TimeoutError):
             raise RefusalError(408, f"the body did not arrive within {seconds:g} s", _CLOSE) from None
         except asyncio.CancelledError:
