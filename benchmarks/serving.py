@@ -133,7 +133,7 @@ def service(model: Path, port: int, **options: Any) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        ray_serve.stop(config.drain)
+        ray_serve.stop(config)
 
 
 def kill_a_replica() -> None:

@@ -263,13 +263,16 @@ def serve(
     ] = False,
     options: dict[str, Any],
 ) -> None:
-    """Answer HTTP requests by a model, until SIGINT or SIGTERM."""
-    from raydkm.serve.ray_serve import serve_until_signalled
+    """Answer HTTP requests by a model, until SIGINT, SIGTERM or SIGHUP."""
+    from raydkm.serve.port import reserved
 
     names = ServeAddress.model_fields
     address = build(ServeAddress, {name: value for name, value in options.items() if name in names})
     config = build(ServeConfig, {name: value for name, value in options.items() if name not in names})
-    serve_until_signalled(str(model), config, address, insecure=insecure)
+    with reserved(address):  # before Ray is imported, which takes seconds
+        from raydkm.serve.ray_serve import serve_until_signalled
+
+        serve_until_signalled(str(model), config, address, insecure=insecure)
 
 
 @app.command()
@@ -403,7 +406,7 @@ def _text(value: Any, digits: int = 6) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the CLI; errors that a user can mend end it with one sentence and exit code 2."""
+    """Run the CLI; raydkm's own errors end it with one sentence and their exit code."""
     handler = RichHandler(console=Console(stderr=True), show_level=False, show_path=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("raydkm").setLevel(logging.INFO)
@@ -413,4 +416,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"raydkm: {error}\n")
         if "--json" in (arguments if arguments is not None else sys.argv):
             sys.stdout.write(json.dumps({"error": str(error), "kind": type(error).__name__}) + "\n")
-        raise SystemExit(2) from None
+        raise SystemExit(error.exit_code) from None

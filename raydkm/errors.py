@@ -2,7 +2,13 @@
 
 
 class RaydkmError(Exception):
-    """Base of all of raydkm's own errors; the CLI prints it as one sentence and exits with 2."""
+    """Base of all of raydkm's own errors; the CLI prints it as one sentence and exits with its code.
+
+    The code 2 stands for what the user gave: the same command fails again. The code 3 stands for machines, storage and
+    services: the same command may succeed later.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(RaydkmError, ValueError):
@@ -16,6 +22,8 @@ class InputError(RaydkmError, ValueError):
 class UnreadableError(InputError):
     """Storage did not deliver what is there; another time it may."""
 
+    exit_code = 3
+
 
 class ModelError(RaydkmError, ValueError):
     """A model artefact is missing, damaged or of another schema version."""
@@ -27,6 +35,8 @@ class OutputError(RaydkmError, OSError):
 
 class EngineError(RaydkmError, RuntimeError):
     """A distributed run broke one of its promises (rows lost, ranks diverged, workers failed)."""
+
+    exit_code = 3
 
 
 class WorkerLostError(EngineError):

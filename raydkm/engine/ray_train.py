@@ -28,7 +28,7 @@ import ray.train.torch
 import torch
 from ray._private.services import canonicalize_bootstrap_address
 from ray.data.dataset import MaterializedDataset
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from raydkm.config import FeatureConfig, FitConfig, FitRunConfig
 from raydkm.data.columns import Block, Columns, decode_blocks
@@ -39,6 +39,7 @@ from raydkm.engine.comm import OWN_END, ProcessGroup, gathered
 from raydkm.engine.fit import Fitted, fit_rows
 from raydkm.engine.preflight import check_room, check_workers
 from raydkm.engine.progress import Callback, Reporter, reporter
+from raydkm.engine.ray_local import TorchOnNodeAddress, has_dashboard, start_local_cluster, warn_of_open_cluster
 from raydkm.engine.where import threads_of, tiers_of
 from raydkm.errors import ConfigError, EngineError, InputError, RaydkmError, WorkerLostError
 from raydkm.ops.batch import BATCH_ROWS
@@ -65,11 +66,12 @@ class EveryRow(ray.train.DataConfig):
 
 
 class _Trainer(TorchTrainer):
-    """Starts no actor to hand out data sets where there are none, which takes seconds."""
+    """Starts no actor that has nothing to do: to hand out data sets, or to ask a dashboard that is not there."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in callbacks if self.datasets or type(callback).__name__ != "DatasetsCallback"]
+        needed = {"DatasetsCallback": bool(self.datasets), "PlacementGroupCleanerCallback": has_dashboard()}
+        return [callback for callback in callbacks if needed.get(type(callback).__name__, True)]
 
 
 def row_range(rows: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -88,7 +90,12 @@ def connect() -> None:
         If nothing answers at RAY_ADDRESS.
     """
     if not ray.is_initialized():
-        ray.init(address=_address(), logging_level=logging.WARNING)
+        address = _address()
+        if address == "local":
+            start_local_cluster()
+        else:
+            ray.init(address=address, logging_level=logging.WARNING)
+            warn_of_open_cluster(address)
     quiet_ray_data()
 
 
@@ -144,7 +151,7 @@ def fit_on_ray(
         trainer = _Trainer(
             # the task not as train_loop_config, which Train's controller unpickles: it would import torch
             partial(_work, task),  # type: ignore[arg-type]
-            torch_config=TorchConfig(timeout_s=int(2 * run.timeout) + 1),
+            torch_config=TorchOnNodeAddress(timeout_s=int(2 * run.timeout) + 1),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers,  # type: ignore[arg-type]
                 use_gpu=use_gpu,

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import extending, njit, types
+from numba import config, extending, njit, types
 from numba.core import cgutils
+
+from raydkm.ops.compiled_place import own_place
 
 #: Instructions of their own for compiled loops; Numba's types take the first parameter for one of the call.
 intrinsic: Any = extending.intrinsic
@@ -50,10 +52,15 @@ LOST = 1.2e-19
 
 def compiled(function: Callable, fastmath: bool | set[str] = True) -> Callable:
     """Compiled at the first call, and kept on disk where there is a place for it (see NUMBA_CACHE_DIR)."""
+    options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
     try:
-        loop: Any = njit(function, nogil=True, fastmath=fastmath, error_model="numpy", cache=True)
-    except RuntimeError:  # nowhere to write: each process compiles its own
-        return njit(function, nogil=True, fastmath=fastmath, error_model="numpy")
+        loop: Any = njit(function, cache=True, **options)
+    except RuntimeError:  # neither the packages nor the home directory can be written
+        place = own_place()
+        if place is None:
+            return njit(function, **options)
+        config.CACHE_DIR = place  # type: ignore[attr-defined]
+        loop = njit(function, cache=True, **options)
     kept = loop._cache._cache_file
     kept._source_stamp = (kept._source_stamp, sources())  # Numba's is of the function's own file alone
     return loop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
@@ -17,12 +18,15 @@ from fastapi import FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
+from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raydkm.serve.decode import IMAGES, decode, parse
+from raydkm.model import Model
+from raydkm.serve.decode import IMAGES, decode
 from raydkm.serve.errors import RefusalError
+from raydkm.serve.json_body import parse
 from raydkm.serve.schemas import (
     ARROW,
     JSON,
@@ -81,6 +85,7 @@ def create_app(service: Service, tokens: Tokens, hosts: Collection[str] | None =
         lifespan=follow,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # it would send clients to any host that they name
         responses=_refusals(400, 500),
     )
     _answer_errors_alike(app)
@@ -111,25 +116,27 @@ def create_app(service: Service, tokens: Tokens, hosts: Collection[str] | None =
     ) -> Response:
         """Assign vectors, or images, to clusters. The reply is an Arrow stream where Accept asks for one."""
         tokens.check(request.headers.get("authorization"))
+        service.check_open()
         version, config = service.version, service.config
         kind = _kind(request)
         if kind not in (known := (JSON, ARROW, NPY, *IMAGES)):
             raise RefusalError(415, f"content type {kind or 'missing'}: send one of {', '.join(known)}")
-        with service.holding(_announced(request, config.request_megabytes)):
-            body = await _read(request, config.request_megabytes, config.body_timeout)
-            rows, top = await asyncio.to_thread(decode, body, kind, version.model, top, config.request_vectors)
-            del body
-            if top is not None and top > version.most:
-                raise RefusalError(422, f"top {top}: at most {version.most} here")
-            found = await service.batcher.assign(version, rows, top)
-        as_arrow = ARROW in request.headers.get("accept", "")
-        content = await asyncio.to_thread(reply_arrow if as_arrow else reply_json, found, version.checksum, top)
+        async with service.bodies.reading(request, config.request_megabytes, config.body_timeout) as body:
+            with service.answering():
+                rows, top = await _decoded(body, kind, version.model, top, config.request_vectors)
+                del body
+                if top is not None and top > version.most:
+                    raise RefusalError(422, f"top {top}: at most {version.most} here")
+                found = await service.batcher.assign(version, rows, top)
+                as_arrow = ARROW in request.headers.get("accept", "")
+                content = await asyncio.to_thread(reply_arrow if as_arrow else reply_json, found, version.checksum, top)
         return Response(content, media_type=ARROW if as_arrow else JSON)
 
     @app.get("/v1/model", response_model=ModelReply, dependencies=bearer, responses=_refusals(401, 503))
     async def model(request: Request) -> Response:
         """Tell what the model is, and how it was made."""
         tokens.check(request.headers.get("authorization"))
+        service.check_open()
         return Response(service.version.report, media_type=JSON)
 
     @app.post(
@@ -142,21 +149,25 @@ def create_app(service: Service, tokens: Tokens, hosts: Collection[str] | None =
     async def reload(request: Request) -> ReloadReply:
         """Go over to another model; other replicas follow within seconds."""
         tokens.check_admin(request.headers.get("authorization"))
+        service.check_open()
         if _kind(request) != JSON:
             raise RefusalError(415, f"content type {_kind(request) or 'missing'}: send {JSON}")
-        asked = parse(ReloadRequest, await _read(request, 0.01, service.config.body_timeout))
+        async with service.bodies.reading(request, 0.01, service.config.body_timeout) as body:
+            asked = parse(ReloadRequest, body)
         before, after = await service.reload(asked.model)
         return ReloadReply(name=after.name, model=after.checksum, previous=before.checksum)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Tell that the process answers."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", responses=_refusals(503))
     async def readyz() -> dict[str, str]:
-        """Tell whether there is a model to assign with."""
-        return {"status": "ready", "model": service.version.checksum}
+        """Tell whether there is a model to assign with, and the service does not end."""
+        return {"status": "ready", "model": service.check_ready()}
 
     @app.get("/metrics", dependencies=bearer, responses=_refusals(401, 503), response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
@@ -171,7 +182,19 @@ def create_app(service: Service, tokens: Tokens, hosts: Collection[str] | None =
         """Show the model's report, and try a vector."""
         return HTMLResponse(_page(), headers={"Content-Security-Policy": _PAGE_POLICY})
 
+    app.add_middleware(_Counted, service=service)  # around all others
     return app
+
+
+class _Counted:
+    """Counts requests until their answers are sent."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._service.counted():
+            await self._app(scope, receive, send)
 
 
 @cache
@@ -179,7 +202,20 @@ def _page() -> str:
     return Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
+async def _decoded(body: bytes, kind: str, model: Model, top: int | None, most: int) -> tuple[NDArray, int | None]:
+    """`decode` in a thread, which ends soon after a client has left."""
+    cancelled = threading.Event()
+    try:
+        return await asyncio.to_thread(decode, body, kind, model, top, most, cancelled)
+    finally:
+        cancelled.set()
+
+
 def _kind(request: Request) -> str:
+    """The content type, in lower case and without parameters; refuse (415) a body that is compressed."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RefusalError(415, f"content encoding {encoding}: send the body as it is")
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -188,35 +224,6 @@ def _refused_host(request: Request, hosts: Collection[str] | None) -> Response |
     if hosts is None or host in hosts:
         return None
     return RefusalError(400, f"host {host}: without tokens this is answered at {', '.join(sorted(hosts))}").response()
-
-
-def _announced(request: Request, megabytes: float) -> int:
-    """The size of the body, which may be any up to the greatest where it is not told."""
-    announced = request.headers.get("content-length", "")
-    return int(announced) if announced.isdecimal() else int(megabytes * 1e6)
-
-
-async def _read(request: Request, megabytes: float, seconds: float) -> bytes:
-    """The body, within its size and its time."""
-    too_large = RefusalError(413, f"a body of more than {megabytes:g} MB", {"Connection": "close"})
-    most = megabytes * 1e6
-    if _announced(request, megabytes) > most:
-        raise too_large
-
-    async def read() -> bytes:
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > most:
-                raise too_large
-        return bytes(body)
-
-    try:
-        return await asyncio.wait_for(read(), seconds)
-    except (asyncio.TimeoutError, TimeoutError):
-        raise RefusalError(408, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise RefusalError(400, "the body was not sent whole") from None
 
 
 def _answer_errors_alike(app: FastAPI) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from raydkm.errors import InputError, RaydkmError
+from raydkm.errors import ConfigError, InputError, RaydkmError
 from raydkm.ops.labeller import Assignment
 
 _ARROW = "application/vnd.apache.arrow.stream"
@@ -28,6 +28,7 @@ class ServiceError(RaydkmError):
     def __init__(self, message: str, status: int | None = None):
         super().__init__(message)
         self.status = status
+        self.exit_code = 2 if status is not None and 400 <= status < 500 else 3
 
 
 class Client:
@@ -58,7 +59,7 @@ class Client:
                 raise ValueError("no host")
             self._connection = kinds[parts.scheme](parts.hostname, parts.port, timeout=timeout)
         except (KeyError, ValueError):
-            raise ServiceError(f"endpoint {url!r}: expected http://host:port or https://host:port") from None
+            raise ConfigError(f"endpoint {url!r}: expected http://host:port or https://host:port") from None
         self._url, self._path = url, parts.path.rstrip("/")
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._retries = retries

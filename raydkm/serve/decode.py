@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import TypeVar
+import threading
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 
 from raydkm.data.columns import Columns, check_rows
 from raydkm.data.images import decode as decode_images
@@ -17,9 +16,8 @@ from raydkm.data.images import image_shape
 from raydkm.errors import InputError
 from raydkm.model import Model
 from raydkm.serve.errors import RefusalError
-from raydkm.serve.schemas import ARROW, JSON, AssignRequest
-
-_Schema = TypeVar("_Schema", bound=BaseModel)
+from raydkm.serve.json_body import read_vectors
+from raydkm.serve.schemas import ARROW, JSON
 
 #: Bodies that are one encoded image.
 IMAGES = ("image/jpeg", "image/png", "image/webp")
@@ -33,10 +31,12 @@ _DTYPES = ("float16", "float32", "float64", "int8", "uint8")
 _NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def decode(body: bytes, kind: str, model: Model, top: int | None, most: int) -> tuple[NDArray, int | None]:
+def decode(
+    body: bytes, kind: str, model: Model, top: int | None, most: int, cancelled: threading.Event | None = None
+) -> tuple[NDArray, int | None]:
     """Rows (n, d) of a JSON, Arrow, .npy or image body, checked for `model`, and `top`, which JSON has in its body.
 
-    An image is one row; an Arrow stream may have a column of encoded ones.
+    An image is one row; an Arrow stream may have a column of encoded ones. Setting `cancelled` ends long work.
 
     Raises
     ------
@@ -48,9 +48,7 @@ def decode(body: bytes, kind: str, model: Model, top: int | None, most: int) -> 
         if kind == JSON:
             if top is not None:
                 raise RefusalError(422, "top: of a JSON request it belongs into the body, not into the query")
-            _check_size(body, model.input_dim, most)
-            asked = parse(AssignRequest, body)
-            rows, top = _from_lists(asked.vectors), asked.top
+            rows, top = read_vectors(body, model.input_dim, most, cancelled)
         elif kind == ARROW:
             rows = _from_arrow(body, model, most)
         elif kind in IMAGES:
@@ -68,38 +66,15 @@ def decode(body: bytes, kind: str, model: Model, top: int | None, most: int) -> 
     return rows, top
 
 
-def parse(schema: type[_Schema], body: bytes) -> _Schema:
-    """The JSON of a body as `schema`; 400 where it is none, 422 where its values are wrong."""
-    try:
-        return schema.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise RefusalError(400 if first["type"] == "json_invalid" else 422, reason) from None
-
-
-def _check_size(body: bytes, dim: int, most: int) -> None:
-    """Refuse by its brackets and commas a text whose lists would take many times its own memory."""
-    if body.count(b"[") > most + 1 or body.count(b",") > most * dim:
-        raise RefusalError(413, f"more lists or numbers than {most} vectors of {dim} have; a request may have so many")
-
-
-def _from_lists(vectors: list[list[float]]) -> NDArray[np.float64]:
-    width = len(vectors[0])
-    for number, vector in enumerate(vectors):
-        if len(vector) != width:
-            raise RefusalError(422, f"vectors.{number}: {len(vector)} numbers where the vectors before have {width}")
-    return np.array(vectors, dtype=np.float64).reshape(len(vectors), width)
-
-
 def _from_arrow(body: bytes, model: Model, most: int) -> NDArray:
     with pa.ipc.open_stream(body) as reader:
         schema = reader.schema
     names = schema.names
     columns = Columns.named(names[0] if len(names) == 1 else model.config.column, None, names, shape=model.shape)
     columns.check(schema, "the body")
-    for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
+    for number, message in enumerate(pa.ipc.MessageReader.open_stream(pa.py_buffer(body))):
+        if number > most:  # after the schema, a batch has at least one vector
+            raise RefusalError(413, f"an Arrow stream of more batches than {most}, the vectors that a request may have")
         _check_message(message)
     with pa.ipc.open_stream(body) as reader:
         table = reader.read_all()

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from fastapi.responses import JSONResponse
 
+MOST_REASON = 1000  # characters; a reason may quote a body
+
 
 class RefusalError(Exception):
     """A request that is not answered, with the HTTP status that says so."""
@@ -13,7 +15,7 @@ class RefusalError(Exception):
     def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None):
         super().__init__(reason)
         self.status = status
-        self.reason = reason
+        self.reason = reason if len(reason) <= MOST_REASON else f"{reason[:MOST_REASON]} …"
         self.headers = dict(headers or {})
 
     def response(self) -> JSONResponse:
@@ -21,7 +23,7 @@ class RefusalError(Exception):
 
 
 class BusyError(RefusalError):
-    """Too many vectors wait; the request may come again after some seconds."""
+    """There is no room for the request; it may come again after some seconds."""
 
-    def __init__(self, reason: str, seconds: int):
-        super().__init__(503, reason, {"Retry-After": str(seconds)})
+    def __init__(self, reason: str, seconds: int, headers: Mapping[str, str] | None = None):
+        super().__init__(503, reason, {"Retry-After": str(seconds), **(headers or {})})

@@ -33,12 +33,27 @@ class ServeConfig(Frozen):
         65_536, ge=1, description="Vectors that may wait in a replica; a request beyond gets 503 and Retry-After."
     )
     queue_megabytes: float = Field(
-        256, gt=0, description="Bodies, in 10^6 bytes, of the requests in a replica; one beyond gets 503 unread."
+        256, gt=0, description="Bodies of the requests in a replica, in 10^6 bytes that have arrived; beyond it 503."
     )
     queue_requests: int = Field(
-        256, ge=1, description="Requests at once in a replica; as many more may wait at each proxy."
+        2048,
+        ge=1,
+        description="Requests that a replica computes or keeps waiting; one beyond gets 503.",
     )
-    drain: float = Field(30.0, ge=0, description="Seconds in which a replica that is stopped may end its requests.")
+    body_requests: int = Field(
+        2048, ge=1, description="Bodies that may arrive at a time in a replica; one beyond ends the slowest (408)."
+    )
+    reload_timeout: float = Field(300.0, gt=0, description="Seconds in which a model must have been loaded.")
+    notice: float = Field(
+        1.0, ge=0, description="Seconds in which a service that ends takes requests, and says on /readyz that it ends."
+    )
+    drain: float = Field(30.0, ge=0, description="Seconds in which a service that ends may answer what it has taken.")
+    access_log: bool = Field(False, description="Log each request.")
+
+    @property
+    def requests(self) -> int:
+        """Requests at a time in a replica by the count of Ray Serve, which must not refuse before the replica does."""
+        return 2 * (self.queue_requests + self.body_requests)
 
 
 class ServeAddress(Frozen):
@@ -46,6 +61,11 @@ class ServeAddress(Frozen):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=1, le=65_535, description="Port to listen on.")
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from raydkm.errors import ConfigError
 from raydkm.serve.errors import RefusalError
 
 SHORTEST = 16
+
+#: Of the environment, those that hold tokens themselves.
+TOKEN_VARIABLES = ("RAYDKM_TOKENS", "RAYDKM_ADMIN_TOKENS")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ def _digests(name: str, environment: Mapping[str, str]) -> tuple[str, ...]:
     tokens = [token.strip() for token in found if token.strip()]
     if any(len(token) < SHORTEST for token in tokens):
         raise ConfigError(f"{name}: a token of less than {SHORTEST} characters can be guessed; choose longer ones")
+    if not all(re.fullmatch(r"[!-~]+", token) for token in tokens):
+        raise ConfigError(f"{name}: no header carries this token; choose ASCII letters, digits and signs, no spaces")
     return tuple(hashlib.sha256(token.encode()).hexdigest() for token in tokens)
 
 

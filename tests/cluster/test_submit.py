@@ -153,17 +153,17 @@ def test_ctrl_c_leaves_the_job_running_and_its_name_leads_back_to_it(
     _, told = again.communicate(timeout=60)
     assert "job long runs already" in told
     assert "job long stopped" in told
-    assert again.returncode == 2
+    assert again.returncode == 3
 
 
 def test_who_has_no_token_is_refused_in_one_sentence(submit: Submit, data: Path, tmp_path: Path) -> None:
     arguments = ("fit", data, "--out", tmp_path / "m", "--name", "stranger")
     for variables in ({"RAY_AUTH_TOKEN": "wrong"}, {"RAY_AUTH_MODE": "disabled"}):
         refused = submit(*arguments, **variables)
-        assert refused.returncode == 2
+        assert refused.returncode == 3
         assert refused.stderr.startswith("raydkm: the job server at http://127.0.0.1")
         assert refused.stderr.count("\n") == 1
-    assert submit(*arguments, "--address", "http://127.0.0.1:1").returncode == 2
+    assert submit(*arguments, "--address", "http://127.0.0.1:1").returncode == 3
 
 
 def test_wrong_options_are_refused_before_a_job_is_made(submit: Submit, data: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def service(models: Path) -> Iterator[Running]:
         )
         ray_serve.start(str(models / "first"), config, ServeAddress(port=port))
         yield Running(port, models)
-        ray_serve.stop(config.drain)
+        ray_serve.stop(config)
         ray.shutdown()
 
 

@@ -72,7 +72,7 @@ HOSTILE = {
     "empty list": (JSON, vectors(), 422, "vectors"),
     "empty vector": (JSON, vectors([]), 422, "0 dimensions"),
     "unknown key": (JSON, vectors(GOOD, tpo=1), 422, "tpo"),
-    "ragged": (JSON, vectors(GOOD, GOOD[1:]), 422, "vectors.1: 3 numbers"),
+    "ragged": (JSON, vectors(GOOD, GOOD[1:]), 422, "vectors.1: 3 dimensions"),
     "NaN": (JSON, '{"vectors": [[NaN, 1, 1, 1]]}', 422, "finite"),
     "infinite": (JSON, '{"vectors": [[1e999, 1, 1, 1]]}', 422, "finite"),
     "integer of 400 digits": (JSON, f'{{"vectors": [[{"9" * 400}, 1, 1, 1]]}}', 422, "vectors.0.0"),

@@ -14,6 +14,7 @@ import pytest
 import typer
 
 import raydkm
+from raydkm import errors
 from raydkm.cli import app, main
 from raydkm.config import AssignConfig, FeatureConfig, FitConfig, FitRunConfig, PlanConfig
 
@@ -441,3 +442,24 @@ with mock.patch({held!r}, hold):
     }[run_dir]
     assert f"raydkm: interrupted; {told}" in err.decode()
     assert not (place / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.ConfigError("one"), 2),
+        (errors.InputError("one"), 2),
+        (errors.ModelError("one"), 2),
+        (errors.UnreadableError("one"), 3),
+        (errors.EngineError("one"), 3),
+        (errors.WorkerLostError("one"), 3),
+    ],
+)
+def test_the_exit_code_tells_bad_input_from_machines_that_fail(
+    run, monkeypatch: pytest.MonkeyPatch, error: errors.RaydkmError, code: int
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("raydkm.api.fit.fit", fails)
+    assert run("fit", "data", "--out", "m") == (code, "", "raydkm: one\n")

@@ -103,11 +103,19 @@ def test_every_yaml_opens_with_the_command_that_launches_it(name: str) -> None:
             check_command(command)
 
 
-def pods(name: str) -> Iterator[dict[str, Any]]:
+def templates(name: str) -> Iterator[dict[str, Any]]:
     spec = read(name)["spec"]
     cluster = spec.get("rayClusterSpec") or spec["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        yield group["template"]["spec"]
+        yield group["template"]
+
+
+def pods(name: str) -> Iterator[dict[str, Any]]:
+    return (template["spec"] for template in templates(name))
+
+
+def labels_of(name: str) -> set[str]:
+    return {template["metadata"]["labels"]["app"] for template in templates(name)}
 
 
 @pytest.mark.parametrize("name", KUBERAY)
@@ -136,11 +144,43 @@ def test_pods_are_bounded_unprivileged_and_of_one_pinned_image(name: str) -> Non
             images.add(container["image"])
             assert {"cpu", "memory"} <= set(container["resources"]["requests"])
             assert container["resources"]["limits"] == container["resources"]["requests"]
-            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+            assert set(mounts.values()) == volumes
+            assert "/tmp" in mounts  # Ray writes there
             for variable in container.get("env", []):
-                assert variable["name"] == "TMPDIR" or "valueFrom" in variable, "no secret lies in the file"
+                assert variable["name"] in ("TMPDIR", "RAYDKM_TOKENS_FILE"), "no secret lies in the environment"
+                assert any(variable["value"].startswith(path) for path in mounts)
+        assert pod["automountServiceAccountToken"] is False
     [image] = images
-    assert re.fullmatch(r"raydkm:\d+\.\d+\.\d+", image)
+    assert re.fullmatch(r"raydkm@sha256:[0-9a-f]{64}", image)
+
+
+def test_the_policies_are_of_the_pods_there_are() -> None:
+    text = (ROOT / "deploy/kuberay/policies.yaml").read_text()
+    assert text.startswith("# kubectl apply -f deploy/kuberay/policies.yaml\n")
+    labels = {label for name in KUBERAY for label in labels_of(name)}
+    kinds = []
+    for policy in yaml.safe_load_all(text):
+        kinds.append(policy["kind"])
+        selector = policy["spec"].get("podSelector") or policy["spec"]["selector"]
+        assert selector["matchLabels"]["app"] in labels
+        for rule in policy["spec"].get("ingress", []):  # all ports for the pods among each other alone
+            assert "ports" in rule or rule["from"] == [{"podSelector": selector}]
+    assert kinds == ["NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget"]
+
+
+def test_a_worker_of_the_service_is_ready_when_it_has_a_model() -> None:
+    spec = read("deploy/kuberay/rayservice.yaml")["spec"]
+    [group] = spec["rayClusterConfig"]["workerGroupSpecs"]
+    [container] = group["template"]["spec"]["containers"]
+    probe = container["readinessProbe"]["httpGet"]
+    assert probe["path"] == "/readyz"
+    assert probe["port"] in {port["name"] for port in container["ports"]}
 
 
 def test_the_rayjob_runs_a_command_that_there_is_and_that_resumes() -> None:
@@ -182,12 +222,13 @@ def test_the_dockerfile_is_pinned_and_runs_as_a_user() -> None:
     assert text.startswith("# docker build -f deploy/Dockerfile ")
     found = instructions(text)
     arguments = {rest.partition("=")[0] for name, rest in found if name == "ARG"}
-    assert arguments == {"PYTHON", "ACCELERATOR", "TORCH_INDEX"}
+    assert arguments == {"BASE", "ACCELERATOR", "TORCH_INDEX"}
     assert all(pinned(package) for package in ("faiss-cpu", "faiss-gpu-cu12"))  # of ACCELERATOR cpu and gpu
     stages = [rest for name, rest in found if name == "FROM"]
     assert len(stages) == 2
-    assert all(re.fullmatch(r"python:\$\{PYTHON\}-slim-\w+( AS \w+)?", stage) for stage in stages)
-    assert re.search(r"^ARG PYTHON=3\.\d+\.\d+$", text, re.MULTILINE)
+    assert all(re.fullmatch(r"\$\{BASE\}( AS \w+)?", stage) for stage in stages)
+    assert re.search(r"^ARG BASE=python:3\.\d+\.\d+-slim-\w+(@sha256:[0-9a-f]{64})?$", text, re.MULTILINE)
+    assert "EXTRA_INDEX" not in text.upper().replace("-", "_")  # whoever has a name there would be installed
     for name, rest in found:
         if name == "COPY" and not rest.startswith("--from"):
             *sources, _ = rest.split()

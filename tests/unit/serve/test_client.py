@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from raydkm.errors import ConfigError
 from raydkm.serve import client as client_module
 from raydkm.serve.client import Client, ServiceError
 
@@ -112,5 +113,15 @@ def test_a_refused_connection_is_tried_again(waits: list[float]) -> None:
     "url", ["127.0.0.1:8000", "ftp://h", "http://", "http://h:port", "http://h:99999", "http://[::1"]
 )
 def test_an_endpoint_that_is_none(url: str) -> None:
-    with pytest.raises(ServiceError, match="expected http"):
+    with pytest.raises(ConfigError, match="expected http"):
         Client(url)
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"), [((422, {}), 2), ((401, {}), 2), ((503, {}), 3), ((500, {}), 3), (None, 3)]
+)
+def test_the_exit_code_tells_bad_input_from_a_service_that_fails(server: Server, answer: Any, code: int) -> None:
+    server.script = [answer]
+    with pytest.raises(ServiceError) as refused:
+        client_of(server, retries=0).describe()
+    assert refused.value.exit_code == code

@@ -186,3 +186,20 @@ def test_no_damaged_image_is_a_fault(of_images: Model, flips: list[tuple[int, in
         assert error.status in (400, 413, 415, 422)
     else:
         assert rows.shape[1] == 30
+
+
+def test_batches_without_vectors_are_not_read_one_by_one(model: Model) -> None:
+    schema, sink = pa.schema([("x", pa.list_(pa.float32(), 4))]), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for _ in range(102):
+            writer.write_table(schema.empty_table())
+            writer.write_batch(pa.record_batch([pa.array([], schema.field(0).type)], schema=schema))
+    status, reason = refusal(sink.getvalue().to_pybytes(), ARROW, model)
+    assert (status, "more batches than 100" in reason) == (413, True)
+
+
+def test_a_reason_that_quotes_a_body_is_short(model: Model) -> None:
+    names = {f"column_{i}": pa.array([1.0]) for i in range(5000)}
+    _, reason = refusal(stream(names), ARROW, model)
+    assert "column_0" in reason
+    assert len(reason) < 1100

@@ -47,7 +47,15 @@ def test_the_tokens_themselves_are_not_kept(tokens: Tokens) -> None:
     assert USER not in repr(tokens)
 
 
-@pytest.mark.parametrize("environment", [{"RAYDKM_TOKENS": "short"}, {"RAYDKM_ADMIN_TOKENS_FILE": "/no/such/file"}])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RAYDKM_TOKENS": "short"},
+        {"RAYDKM_TOKENS": f"{USER},{'é' * 20}"},  # headers carry ASCII: it would never match
+        {"RAYDKM_TOKENS": "a token with spaces in it"},
+        {"RAYDKM_ADMIN_TOKENS_FILE": "/no/such/file"},
+    ],
+)
 def test_bad_configurations_of_tokens(environment: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=next(iter(environment))):
         Tokens.from_environment(environment)

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import threading
 from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -260,3 +261,46 @@ def test_no_name_leads_out_of_the_directory(names: Path, name: str) -> None:
 def test_without_a_directory_nothing_is_reloaded() -> None:
     with pytest.raises(RefusalError, match="no directory"):
         Choice(None).resolve("one")
+
+
+def test_a_reload_that_does_not_read_ends_and_leaves_the_others_their_threads(models: Path) -> None:
+    (models / "pipe").mkdir()
+    os.mkfifo(models / "pipe" / "model.json")  # nobody writes: whoever opens it waits for ever
+
+    async def main() -> None:
+        service = Service(ServeConfig(models=str(models)))
+        await service.configure(str(models / "one"))
+        service.config = ServeConfig(models=str(models), reload_timeout=0.2)
+        for _ in range(20):  # more than a pool has threads
+            with pytest.raises(RefusalError, match=r"one still answers: .* within 0\.2 s") as refused:
+                await asyncio.wait_for(service.reload("pipe"), 20)
+            assert refused.value.status == 422
+        service.config = ServeConfig(models=str(models))
+        _, after = await service.reload("two")
+        assert after.name == service.version.name == "two"
+
+    run(main())
+
+
+def test_a_look_that_does_not_read_ends(models: Path) -> None:
+    async def main() -> None:
+        async with Replica(models, models / "one") as a:
+            never, ended, told = threading.Event(), asyncio.Event(), a.service._choice.told
+            loop = asyncio.get_running_loop()
+
+            def hangs() -> None:
+                a.service._choice.told = again  # type: ignore[method-assign]
+                never.wait(30)
+
+            def again() -> Any:
+                loop.call_soon_threadsafe(ended.set)
+                return told()
+
+            a.service.config = ServeConfig(models=str(models), reload_timeout=0.1)
+            a.service._choice.told = hangs  # type: ignore[method-assign, assignment]
+            await asyncio.wait_for(ended.wait(), 20)
+            a.service.config = ServeConfig(models=str(models))
+            await asyncio.wait_for(a.service.reload("two"), 20)
+            never.set()
+
+    run(main())
