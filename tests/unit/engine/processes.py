@@ -12,6 +12,9 @@ import torch
 import torch.multiprocessing
 
 from raydkm.engine.comm import ProcessGroup
+from tests import perturbed
+
+perturbed.install()  # in each process that imports this module
 
 #: ``task(comm, argument)`` in every process; what it returns, or raises, is its answer.
 Task = Callable[[ProcessGroup, Any], Any]
