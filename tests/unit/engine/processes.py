@@ -34,7 +34,7 @@ def answers_of(
     for process in processes:
         process.start()
     try:
-        return dict(answers.get(timeout=60) for _ in range(world - (silent is not None)))
+        return dict(answers.get(timeout=240) for _ in range(world - (silent is not None)))
     finally:
         done.set()
         for process in processes:

@@ -35,13 +35,14 @@ def shares(model: raydkm.Model, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("marginal", [[4.0, 3, 2, 1], [1, 1, 1, 1]])
 def test_shares_are_pulled_to_the_marginal_given(rng: np.random.Generator, marginal: list[float]) -> None:
-    x, wanted = uneven(rng), np.array(marginal) / np.sum(marginal)
-    gaps = []
-    for balance in (0.3, 0.9, 1.0):
-        model = raydkm.fit(x, marginal=marginal, balance=balance, **SOFT)
-        gaps.append(float(np.abs(shares(model, x) - wanted).max()))
-    assert gaps[2] < 0.012
-    assert gaps[0] > gaps[1] > gaps[2]
+    """From one start, for the local optimum of a seeding may be nearer to the marginal at less balance."""
+    x, wanted, start = uneven(rng), np.array(marginal) / np.sum(marginal), np.array([[0.0, 0], [3, 0], [0, 4], [1, 1]])
+    found = [
+        shares(raydkm.fit(x, marginal=marginal, balance=balance, init=start, **SOFT), x) for balance in (0.3, 0.9, 1.0)
+    ]
+    np.testing.assert_allclose(found[2], wanted, atol=0.012)
+    divergences = [(share * np.log(share / wanted)).sum() for share in found]
+    assert divergences[0] > divergences[1] > divergences[2]
 
 
 def test_shares_stay_within_their_bounds(rng: np.random.Generator) -> None:
