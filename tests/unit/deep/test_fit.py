@@ -147,8 +147,8 @@ def of_worker(comm: Any, options: dict[str, Any]) -> list[dict[str, Any]]:
 def test_two_workers_learn_what_one_does(changes: dict[str, Any]) -> None:
     """At equal global batch, losses agree to 0.1 % before there are clusters, and to 5 % after.
 
-    Sums of gradients are rounded in another order, and Adam makes steps of the same size of it. A seeding of what it has
-    come to may fall on other rows; of two clusters, the best of many seedings is the same.
+    Sums of gradients are rounded in another order, and Adam makes steps of the same size of it. A seeding of what it
+    has come to may fall on other rows; of two clusters, the best of many seedings is the same.
     """
     options = {**TINY, "clusters": 2, "n_init": 16, "pretrain_epochs": 1, "rounds": 1, "epochs": 1, "batch": 512}
     options |= changes
