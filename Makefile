@@ -1,11 +1,12 @@
 # make demo    install and run the whole path on real data
 # make test    install and run the whole suite, but for what takes minutes: make test-long
+# make test-processors   unit tests as other processors run them, and on data moved by one unit in the last place
 # make check   what a developer runs all day: format, lint, types, import layers, unit tests
 # make bench   figures, beside scikit-learn, pyarrow and every peer of the extra bench that installs
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-long check bench clean
+.PHONY: install demo test test-long test-processors check bench clean
 
 install: .venv/installed
 
@@ -31,6 +32,9 @@ test: install
 test-long: install
 	$(BIN)/python -m pytest -m long -n 2 tests/unit
 	$(BIN)/python -m pytest -m long tests/cluster
+
+test-processors: install
+	$(BIN)/python tests/processors.py
 
 check: install
 	$(BIN)/ruff format --check .

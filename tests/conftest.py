@@ -24,6 +24,9 @@ from raydkm.objectives import OBJECTIVES, Objective, Setting, State
 from raydkm.ops.balance import Balance
 from raydkm.ops.frame import Frame
 from raydkm.ops.moments import Extent, Moments, moment_fields, moment_statistics, moments
+from tests import perturbed
+
+perturbed.install()
 
 CPU = torch.device("cpu")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import TypeVar
 
 import numpy as np
@@ -55,7 +56,7 @@ WIDTH_QUANTILE = 0.1
 #: Pairs of rows that it is found from.
 PAIRS = 4096
 
-#: Rounds of clustering and discriminant projection, at most.
+#: Rounds of clustering and discriminant projection from each of the two starts, at most.
 LDA_ROUNDS = 5
 
 #: Second key of the draws of the first stage, apart from those of seedings, whose second key is a restart's number.
@@ -68,7 +69,8 @@ def fit_maps(
     """Fit stages to the rows of all workers; return the maps and passes over the mapped rows.
 
     The same bits for any number of workers and of threads, if torch's operations use one thread each, as in a
-    `thread_pool`. A stage takes two passes, or for each round of ``lda`` a fit of k-means and another pass.
+    `thread_pool`. A stage takes two passes, or for each of at most ten rounds of ``lda`` a fit of k-means and a
+    pass.
 
     Parameters
     ----------
@@ -252,27 +254,43 @@ def _discriminants(
 ) -> Projected:
     """Discriminant directions of the clusters that k-means finds in them (Ding and Li 2007).
 
-    The first clusters are those of whitened rows, so that directions of large variance are not favoured. Rounds end
-    when no row changes its cluster.
+    Rounds of k-means and projection start from clusters of whitened rows, which favour no direction of large variance,
+    and from clusters of the rows as they are. The projection of the largest separation is returned.
     """
-    found = rows.by_first(lambda: Projected(mean, inverse_root(shrunk(covariance))))
+    whiten = rows.by_first(lambda: Projected(mean, inverse_root(shrunk(covariance))))
+    found: list[tuple[float, Projected]] = []
+    for projection in (whiten, Scaled(mean, torch.ones_like(mean))):
+        found += _discriminant_rounds(dim, rows, projection, mean, covariance, config, tiers)
+    return max(found, key=itemgetter(0))[1]
+
+
+def _discriminant_rounds(
+    dim: int, rows: _Rows, projection: Map, mean: Tensor, covariance: Tensor, config: FitConfig, tiers: Tiers
+) -> Iterator[tuple[float, Projected]]:
+    """Separation and projection of each round from clusters of projected rows, until no row changes its cluster."""
     seeded = "k-means||" if config.init == "array" else config.init
     kmeans = FitConfig(
         clusters=config.clusters, objective="kmeans", init=seeded, n_init=config.n_init, seed=config.seed
     )
     start, before = None, None
     for _ in range(LDA_ROUNDS):
-        clusters = _clusters(rows, found, kmeans, start, tiers)
+        clusters = _clusters(rows, projection, kmeans, start, tiers)
         counts, sums = (clusters[name].cpu() for name in ("counts", "sums"))
         if before is not None and torch.equal(before, sums):
             break
         before = sums
         means = sums / counts.clamp(min=1e-300)[:, None] + rows.frame.shift - mean
         between = (means.T * (counts / counts.sum())) @ means
-        found = rows.by_first(partial(discriminants, mean, covariance - between, between, dim))
-        start = found(means + mean).numpy()
+        separation, projection = rows.by_first(partial(_separated, mean, covariance - between, between, dim))
+        yield separation, projection
+        start = projection(means + mean).numpy()
         kmeans = kmeans.model_copy(update={"init": "array", "n_init": 1})
-    return found
+
+
+def _separated(mean: Tensor, within: Tensor, between: Tensor, dim: int) -> tuple[float, Projected]:
+    """The scatter of cluster means along the discriminants, in units of the spread within; and the discriminants."""
+    found = discriminants(mean, within, between, dim)
+    return float((found.matrix.T @ between @ found.matrix).trace()), found
 
 
 def _clusters(rows: _Rows, projection: Map, kmeans: FitConfig, start: np.ndarray | None, tiers: Tiers) -> Statistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -180,10 +181,13 @@ PHASES = {"survey, moments": "survey", "seeding": "seeding", "steps": "steps", "
 
 
 @pytest.mark.parametrize("objective", ["kmeans", "sr-kmeans", "mi"])
-def test_the_phases_of_a_small_fit_take_about_as_long_as_planned(objective: str) -> None:
+def test_the_phases_of_a_small_fit_take_about_as_long_as_planned(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "perf_counter", time.process_time)  # what else runs on the machine does not count
     shape: dict[str, Any] = {"clusters": 128, "objective": objective, "n_init": 2}
     x = np.random.default_rng(0).standard_normal((20 * BATCH_ROWS, 64), dtype=np.float32)
-    raydkm.fit(x[:1000], **shape, max_steps=2)  # compiles what is compiled
+    raydkm.fit(x, **shape, max_steps=2, threads=1)  # compiles what is compiled
     taken = raydkm.fit(x, **shape, max_steps=5, tol=0, objective_tol=0, threads=1).record["seconds"]
     planned = phases(PlanConfig(rows=len(x), dim=64, **shape, steps=5, threads=1))
     ratios = {name: planned[name] / taken[phase] for name, phase in PHASES.items()}

@@ -12,6 +12,9 @@ import torch
 import torch.multiprocessing
 
 from raydkm.engine.comm import ProcessGroup
+from tests import perturbed
+
+perturbed.install()  # in each process that imports this module
 
 #: ``task(comm, argument)`` in every process; what it returns, or raises, is its answer.
 Task = Callable[[ProcessGroup, Any], Any]
@@ -31,7 +34,7 @@ def answers_of(
     for process in processes:
         process.start()
     try:
-        return dict(answers.get(timeout=60) for _ in range(world - (silent is not None)))
+        return dict(answers.get(timeout=240) for _ in range(world - (silent is not None)))
     finally:
         done.set()
         for process in processes:

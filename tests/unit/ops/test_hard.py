@@ -16,6 +16,14 @@ from raydkm.ops.scores import Scores
 from raydkm.ops.screen import SCREENS, FullScreen, Int8Screen, LeadingScreen, Screen
 
 
+@pytest.fixture(autouse=True)
+def exact_products_of_8_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor without exact 8-bit products, whole numbers of float64 stand in for them."""
+    if not (screen.amx.available() or screen.multiplies_int8()):
+        monkeypatch.setattr(screen, "multiplies_int8", lambda: True)
+        monkeypatch.setattr(torch, "_int_mm", lambda a, b, out: out.copy_(a.double() @ b.double()))
+
+
 def scores_of(prototypes: Tensor, log_s: Tensor | None = None, temperature: float = 0.0) -> Scores:
     log_s = torch.zeros(len(prototypes), dtype=torch.float64) if log_s is None else log_s
     return Scores.of(prototypes.double(), log_s, temperature, Frame.identity("euclidean", prototypes.shape[1]))
