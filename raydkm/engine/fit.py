@@ -35,10 +35,11 @@ from raydkm.ops.approximate import EFFORTS
 from raydkm.ops.balance import Balance
 from raydkm.ops.batch import BATCH_ROWS
 from raydkm.ops.cost import Costs
+from raydkm.ops.exact import Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.leading import SAMPLE_ROWS, Directions, worthwhile
 from raydkm.ops.moments import Extent, Moments
-from raydkm.ops.statistics import cluster_fields, distances_within, hard_statistics
+from raydkm.ops.statistics import cluster_fields, hard_statistics
 from raydkm.ops.temperature import (
     AUTO_FRACTION,
     AUTO_FRACTION_WITHIN,
@@ -218,12 +219,12 @@ def fit_rows(
             )
         clock.lap("steps")
 
-        inertia, counts, means = _assignment(stored, goal, state, frame, facts, labels)
+        inertia, counts, means = _assignment(stored, passes, goal, state, frame, facts, labels)
         for _ in range(FINAL_RELOCATIONS if goal.hard else 0):  # no step follows that would find rows for them
             state, moved = placed_at_farthest(goal, state, goal.lost(counts, counts), passes)
             if not moved:
                 break
-            inertia, counts, means = _assignment(stored, goal, state, frame, facts, labels)
+            inertia, counts, means = _assignment(stored, passes, goal, state, frame, facts, labels)
         if warns and config.bounded and not goal.hard:
             _warn_of_labels(counts / counts.sum(), config)
         clock.lap("assignment")
@@ -372,39 +373,42 @@ def directions_of(look: Survey, frame: Frame, config: FitConfig, device: torch.d
 
 
 def _assignment(
-    passes: Passes, goal: Objective, state: State, frame: Frame, facts: Moments, labels: Tensor | None
+    stored: Passes,
+    passes: Passes,
+    goal: Objective,
+    state: State,
+    frame: Frame,
+    facts: Moments,
+    labels: Tensor | None,
 ) -> tuple[float, Tensor, Tensor]:
     """Inertia, weights and means of the clusters under the hard assignment of all rows by the final state.
 
-    Distances are to the prototypes; in the logistic family, which has none, to the means.
+    Distances are to the prototypes; in the logistic family, which has none, to the means. These are summed over the
+    rows that the moments are of, `passes`, so that weights are the same as repetitions.
     """
 
     def keep(first: int, tile: Tensor) -> None:
         if labels is not None:
             labels[first : first + len(tile)] = tile.cpu()
 
-    scores, setting, logistic = goal.scores(state), goal.setting, isinstance(goal, LogisticObjective)
-    zero = torch.zeros(len(scores), dtype=torch.float64)
-    local = hard_statistics(
-        scores,
-        frame,
-        precision=setting.precision,
-        directions=setting.directions,
-        about=None if logistic else scores.costs,
-        on_labels=keep,
-    )
-    bounds = replace(facts.bounds, rows=max(facts.rows, passes.source.total))  # facts may be of different rows alone
-    fields = cluster_fields(len(scores), bounds)
-    within, _ = bounds.within_clusters(float(scores.lengths.max()))
-    statistics = passes.sum(fields if logistic else (*fields, within), local)
-    counts, sums = statistics["counts"].cpu(), statistics["sums"].cpu()
-    means = sums / counts.clamp(min=1e-300)[:, None]
-    if not logistic:
-        return float(statistics["within"]), counts, means
-    about = Costs(means, zero, frame.shift, unit=frame.unit)
-    longest = float(torch.linalg.vector_norm(means, dim=1).max())
-    local = distances_within(scores, frame, about, precision=setting.precision)
-    return float(passes.sum(bounds.within_clusters(longest), local)["within"]), counts, means
+    scores, precision, directions = goal.scores(state), goal.setting.precision, goal.setting.directions
+    about, fields = scores.costs, cluster_fields(len(scores), facts.bounds)
+    if isinstance(goal, LogisticObjective):
+        local = hard_statistics(scores, frame, precision=precision, directions=directions)
+        means = _means(passes.sum(fields, local))
+        about = Costs(means, torch.zeros(len(means), dtype=torch.float64), frame.shift, unit=frame.unit)
+    bounds = replace(facts.bounds, addends=stored.source.total)
+    farthest = float(torch.linalg.vector_norm(about.prototypes, dim=1).max())
+    fields = (*cluster_fields(len(scores), bounds), bounds.within_clusters(farthest)[0])
+    local = hard_statistics(scores, frame, precision=precision, directions=directions, about=about, on_labels=keep)
+    statistics = stored.sum(fields, local)
+    own = about.prototypes if isinstance(goal, LogisticObjective) else _means(statistics)
+    return float(statistics["within"]), statistics["counts"].cpu(), own
+
+
+def _means(statistics: Statistics) -> Tensor:
+    """Of the rows of each cluster (K, d); zeros of none."""
+    return statistics["sums"].cpu() / statistics["counts"].cpu().clamp(min=1e-300)[:, None]
 
 
 class _Clock:

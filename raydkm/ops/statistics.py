@@ -56,18 +56,21 @@ class Bounds:
     fine : bool
         Whether sums by cluster have a second grid: where rows differ by so little, or weights by so much, that the
         first is too coarse for them.
+    addends : int
+        How many numbers are added up, where those are more than `rows` with smaller weights.
     """
 
     rows: int
     max_weight: float
     columns: Tensor
     fine: bool = False
+    addends: int = 0
 
     def field(self, name: str, shape: tuple[int, ...], bound: Tensor | float = 1.0, *, grids: int = 1) -> Field:
         """A field for sums of w_i x_i with |x_i| <= bound, a number or one for each column."""
         several = [Grid.holding(self.rows * self.max_weight * bound)]
         while len(several) < grids:
-            several.append(several[-1].finer(self.rows))
+            several.append(several[-1].finer(max(self.rows, self.addends)))
         return Field(name, shape, several[0], tuple(several[1:]))
 
     def within_clusters(self, farthest: float) -> tuple[Field, ...]:

@@ -108,9 +108,7 @@ def test_prometheus_metrics(service: Running) -> None:
 def test_a_model_is_reloaded_in_all_replicas_and_no_answer_is_lost_or_of_another_model(service: Running) -> None:
     rows = rows_of(64)
     models = {m.checksum(): m for m in (raydkm.load(service.models / name) for name in ("first", "second"))}
-    from raydkm.engine.assign import Assigner
-
-    expected = {checksum: Assigner(model, threads=1)(rows).clusters for checksum, model in models.items()}
+    expected = {checksum: model.assign(rows).clusters for checksum, model in models.items()}
     wanted = ["second", "first"]
     with service.client(ADMIN) as admin, ThreadPoolExecutor(2) as pool:
         for name in wanted:

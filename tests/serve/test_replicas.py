@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import raydkm
-from raydkm.engine.assign import Assigner
 from raydkm.errors import ConfigError
 from raydkm.serve.client import Client
 from raydkm.serve.settings import ServeAddress, ServeConfig
@@ -47,7 +46,7 @@ def answers_while(url: str, expected: dict[str, Any], change: Callable[[threadin
 
 def expected_of(service: Running) -> dict[str, Any]:
     models = [raydkm.load(service.models / name) for name in ("first", "second")]
-    return {model.checksum(): Assigner(model, threads=1)(ROWS).clusters for model in models}
+    return {model.checksum(): model.assign(ROWS).clusters for model in models}
 
 
 def replicas() -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path: Path, objective: str, metr
 
 def test_the_description_tells_what_the_model_is_in_plain_json(saved: Path, model: Model) -> None:
     described = json.loads((saved / DESCRIPTION).read_text())
-    assert described["schema_version"] == 1
+    assert described["schema_version"] == 2
     assert (described["objective"], described["clusters"], described["dim"]) == ("sr-kmeans", 4, 3)
     assert described["temperature"] == model.temperature
     assert described["config"]["temperature"] == "0.3Tc"
@@ -159,10 +159,10 @@ def test_what_is_no_model_directory_is_refused(tmp_path: Path) -> None:
         raydkm.load(tmp_path / "file")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_another_schema_version_is_refused(copy: Path, version) -> None:
     describe(copy, lambda described: described.update(schema_version=version))
-    with pytest.raises(ModelError, match=f"schema version {version}, this raydkm reads version 1"):
+    with pytest.raises(ModelError, match=f"schema version {version}, this raydkm reads versions up to 2"):
         raydkm.load(copy)
 
 
@@ -272,3 +272,20 @@ def test_an_existing_model_is_kept_unless_overwriting_is_asked_for(model: Model,
     other.save(copy, overwrite=True)
     assert raydkm.load(copy).temperature == 2.5
     assert list(copy.parent.iterdir()) == [copy]
+
+
+def test_a_model_of_the_first_schema_is_read_and_answers(copy: Path) -> None:
+    """Its prototypes were of float32."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / TENSORS)
+    single = {name: t.float() if name in ("prototypes", "weights", "bias") else t for name, t in tensors.items()}
+    save_file(single, copy / TENSORS)
+    digest = hashlib.sha256((copy / TENSORS).read_bytes()).hexdigest()
+    describe(
+        copy, lambda described: (described["sha256"].update({TENSORS: digest}), described.update(schema_version=1))
+    )
+    model = raydkm.load(copy)
+    assert model.prototypes.dtype == torch.float64
+    rows = model.cluster_centers
+    assert model.predict(rows).tolist() == list(range(model.clusters))

@@ -35,5 +35,5 @@ def test_rows_at_their_prototypes_are_not_far(problem: Callable, metric: str, rn
     different = rng.standard_normal((8, 3)).astype(np.float32)
     x = np.repeat(different, 5, axis=0)
     at = problem(x, different, objective="kmeans", temperature=0.0, dtype=torch.float32, metric=metric)
-    start = at.goal.begin(at.frame(torch.from_numpy(different)).double())
+    start = at.goal.begin(at.frame.tile(torch.from_numpy(different)).double())
     assert len(farthest_rows(at.goal, start, at.passes, 3)[0]) == 0
