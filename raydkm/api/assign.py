@@ -37,7 +37,7 @@ def assign(
     model: Model | str | os.PathLike,
     data: str | os.PathLike | Iterable[str | os.PathLike],
     *,
-    out: str | os.PathLike,
+    out: str | os.PathLike | None = None,
     top: int | None = None,
     keep: Sequence[str] = (),
     column: str | None = None,
@@ -46,7 +46,7 @@ def assign(
     overwrite: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Assign every row of Parquet files to its cluster.
+    """Assign every row of Parquet files to its cluster. For rows in memory there is `Model.assign`.
 
     Started again with the same model, data and options after it was interrupted, it does what is missing.
 
@@ -78,8 +78,16 @@ def assign(
         ``smallest`` and ``largest`` (clusters' rows), ``mean_entropy``, ``distance_q05`` to ``distance_q95``,
         ``counts`` (rows of each cluster), ``index`` (what was chosen: see `raydkm.ops.nearest.Choice`), ``seconds``,
         ``out``.
+
+    Raises
+    ------
+    ConfigError, InputError, OutputError, ModelError
+        Before anything is written, where it can be known.
     """
     began = time.perf_counter()
+    given = _paths(data)
+    if out is None:
+        raise ConfigError("out: name the directory that the assignments are written to")
     run = build(AssignConfig, options)
     place = os.fspath(out)
     output = Output(place if "://" in place else os.path.abspath(place))
@@ -91,7 +99,6 @@ def assign(
         raise ConfigError(f"top {top}: the model has {model.clusters} clusters")
     if not model.hard and run.index not in ("auto", "flat"):
         raise ConfigError(f"index {run.index}: a soft model compares all prototypes, for its posteriors; drop it")
-    given = [os.fspath(item) for item in ([data] if isinstance(data, str | os.PathLike) else data)]
     _check_outside(output, given)
     table = ParquetTable.open(
         given, column or model.config.column, unit=model.unit, dim=model.input_dim, shape=model.shape
@@ -125,6 +132,14 @@ def assign(
     )
     seconds = time.perf_counter() - began
     return {**summary, "counts": counts, "resumed": resumed, "seconds": seconds, "out": str(out)}
+
+
+def _paths(data: str | os.PathLike | Iterable[str | os.PathLike]) -> list[str]:
+    in_memory = hasattr(data, "shape") or hasattr(data, "schema")
+    given = [] if in_memory else [data] if isinstance(data, str | os.PathLike) else list(data)
+    if in_memory or not all(isinstance(item, str | os.PathLike) for item in given):
+        raise InputError("raydkm.assign reads Parquet files, by path; for rows in memory use model.assign(rows, top=…)")
+    return [os.fspath(item) for item in given]
 
 
 def _here(task: AssignTask, missing: list[Range]) -> Iterator[Range]:

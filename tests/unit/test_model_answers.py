@@ -77,6 +77,16 @@ def test_bad_rows_are_refused_with_their_place() -> None:
             model.assign(np.zeros((5, 3)), top=top)
 
 
+def test_batch_assignment_says_what_it_takes(tmp_path) -> None:
+    x = np.random.default_rng(0).standard_normal((50, 3))
+    model = raydkm.fit(x, clusters=4)
+    for given in (x, x.tolist(), torch.from_numpy(x), pd.DataFrame(x), pa.table({"a": x[:, 0]})):
+        with pytest.raises(InputError, match=r"model\.assign"):
+            raydkm.assign(model, given)
+    with pytest.raises(ConfigError, match="out: name the directory"):
+        raydkm.assign(model, tmp_path / "x.parquet")
+
+
 def test_mapped_models_take_raw_rows(blobs) -> None:
     x, _ = blobs(rows=300, dim=6, clusters=3)
     model = raydkm.fit(x, clusters=3, map="standardize,pca:2")
