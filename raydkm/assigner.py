@@ -47,15 +47,23 @@ class Assigner:
 
     def features(self, rows: Tensor) -> Tensor:
         """What is clustered (n, dim) in the place of rows."""
-        features = self._features
-        if features is None:
-            return rows
-        if features.encoder is not None and not features.maps and rows.element_size() == 1 and not features.pixels:
-            raise InputError("pixels of 8 bits, where the model was fitted to other numbers; scale them alike")
-        z = features(rows)
-        if not bool(z.isfinite().all()):
-            bad = int((~z.isfinite()).any(1).nonzero()[0])
-            raise InputError(
-                f"row {bad} of a batch: features that are not finite; is it of the scale of the fit's rows?"
-            )
-        return z
+        return clustered(rows, self._features)
+
+
+def clustered(rows: Tensor, features: Features | None) -> Tensor:
+    """Features (n, dim) of rows (n, input_dim) as they are stored, or the rows themselves.
+
+    Raises
+    ------
+    InputError
+        If the features of a row are not finite, or pixels are of other numbers than at the fit.
+    """
+    if features is None:
+        return rows
+    if features.encoder is not None and not features.maps and rows.element_size() == 1 and not features.pixels:
+        raise InputError("pixels of 8 bits, where the model was fitted to other numbers; scale them alike")
+    z = features(rows)
+    if not bool(z.isfinite().all()):
+        bad = int((~z.isfinite()).any(1).nonzero()[0])
+        raise InputError(f"row {bad} of a batch: features that are not finite; is it of the scale of the fit's rows?")
+    return z

@@ -27,7 +27,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from raydkm.assigner import Assigner
+from raydkm.assigner import Assigner, clustered
 from raydkm.atomic import new_directory
 from raydkm.config import AS_THEY_ARE, FeatureConfig, FitConfig
 from raydkm.data.in_memory import rows_of
@@ -193,11 +193,13 @@ class Model:
         """
         return self._assigner(self._rows_of(x), top)
 
-    def assigner(self, **options: Any) -> Assigner:
-        """What assigns rows as they are stored; the options are those of `raydkm.ops.labeller.Labeller`."""
-        sample = options.pop("sample", None)
-        if sample is not None:
-            sample = Assigner.features(self._assigner, sample)
+    def assigner(self, *, sample: Tensor | None = None, **options: Any) -> Assigner:
+        """What assigns rows as they are stored.
+
+        The options are `index` and `recall` of `raydkm.ops.labeller.Labeller`; of the `sample` (n, input_dim) they are
+        chosen.
+        """
+        sample = None if sample is None else clustered(sample, self.features)
         labeller = Labeller(self.scores(), self.prototypes, self.frame(), hard=self.hard, sample=sample, **options)
         return Assigner(labeller, self.clusters, self.features)
 

@@ -229,13 +229,18 @@ class HardAssignment:
         """What `decide` asks of scores."""
         return self._scores.prototypes.numpy(), self._scores.bias.numpy(), self._rounding
 
+    @cached_property
+    def _full(self) -> tuple[FullScreen, Columns]:
+        """A screen of all prototypes in the precision of the scores."""
+        screen = FullScreen(self._scores, self._scores.prototypes)
+        return screen, screen.columns(torch.arange(len(self._scores)))
+
     def scored(self, rows: RowTile) -> tuple[Tensor, Tensor]:
         """Labels (n,) int64, and the float32 scores (n, K) of all prototypes, from one product.
 
         The scores are overwritten by the thread's next call.
         """
-        screen = FullScreen(self._scores, rows.z)
-        columns = screen.columns(torch.arange(len(self._scores)))
+        screen, columns = self._full
         seen = screen.rows(rows.z)
         found = screen(seen, columns).approximate
         of_columns = (columns.bias.numpy(), columns.which.numpy(), lowest(found.dtype), screen.unit, screen.error)

@@ -109,7 +109,7 @@ class Labeller:
 
     def labels(self, x: Tensor) -> Tensor:
         """Clusters (n,) int64 of rows (n, d) as they are stored."""
-        return torch.cat([self._assign(rows) for rows in self._tiles(x, HARD_TILE)])
+        return torch.cat([self._assign(rows) for rows in self._tiles(x, HARD_TILE, scored=False)])
 
     def squared_distances(self, x: Tensor, labels: Tensor) -> Tensor:
         """Squared distances (n,) float64 of rows (n, d) from the prototypes of the clusters (n,)."""
@@ -119,7 +119,7 @@ class Labeller:
         """(n, K) of float32; the largest of a row is that of its cluster, but for rounding."""
         if self._soft is None:
             return torch.nn.functional.one_hot(self.labels(x), len(self._scores)).float()
-        return torch.cat([self._soft(rows).dense() for rows in self._tiles(x, SOFT_TILE)])
+        return torch.cat([self._soft(rows).dense() for rows in self._tiles(x, SOFT_TILE, scored=True)])
 
     def all_distances(self, x: Tensor) -> Tensor:
         """Distances (n, K) of float64."""
@@ -127,11 +127,13 @@ class Labeller:
 
     def __call__(self, x: Tensor, top: int = 1) -> Assignment:
         """Assign rows (n, d), with the `top` best clusters of each."""
-        parts = [self._tile(rows, top) for rows in self._tiles(x, SOFT_TILE)]
+        scored = self._soft is not None or (top > 1 and self._index.choice == FLAT)
+        parts = [self._tile(rows, top) for rows in self._tiles(x, SOFT_TILE if scored else HARD_TILE, scored=scored)]
         return Assignment(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
-    def _tiles(self, x: Tensor, numbers: int) -> Iterator[RowTile]:
-        columns = max(x.shape[1], 1 if self._soft is None and self._index.choice == FLAT else len(self._scores))
+    def _tiles(self, x: Tensor, numbers: int, *, scored: bool) -> Iterator[RowTile]:
+        """Tiles of so few rows that they, or their scores of all prototypes, have that many numbers."""
+        columns = max(x.shape[1], len(self._scores) if scored else 1)
         return self._frame.tile(x).split(max(128, numbers // columns // 64 * 64))
 
     def _tile(self, rows: RowTile, top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
