@@ -49,7 +49,7 @@ class Service:
         self.config = config
         self.telemetry = Telemetry(replica)
         self._choice = Choice(config.models)
-        # one thread: FAISS and torch have their numbers of threads in common, and each batch has all of them
+        # one thread: torch has one number of threads, and each batch has all of them
         self._compute = ThreadPoolExecutor(1, "assign")
         self.batcher = Batcher(self._compute, config.batch_vectors, config.queue_vectors, self.telemetry.batch)
         self._version: Version | None = None
