@@ -67,7 +67,7 @@ def test_two_columns_of_the_name_of_the_features_are_refused(model: Model) -> No
     batch, sink = pa.record_batch([column, column], ["x", "x"]), pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    assert refusal(sink.getvalue().to_pybytes(), ARROW, model)[0] == 400
+    assert refusal(sink.getvalue().to_pybytes(), ARROW, model)[0] == 422
 
 
 def test_json_as_large_as_a_request_may_be_is_parsed(model: Model) -> None:
