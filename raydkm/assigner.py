@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from raydkm.errors import ConfigError, InputError
@@ -37,11 +38,11 @@ class Assigner:
         Raises
         ------
         ConfigError
-            If the model has not so many clusters.
+            If `top` is not a number from 1 to the number of clusters.
         InputError
             If the features of a row are not finite, or pixels are of other numbers than at the fit.
         """
-        if not 1 <= top <= self._clusters:
+        if not (isinstance(top, int | np.integer) and 1 <= top <= self._clusters):
             raise ConfigError(f"top {top}: the model has {self._clusters} clusters")
         return self.labeller(self.features(rows), top)
 

@@ -50,7 +50,7 @@ _JSON, _TENSORS, _HISTORY = "model.json", "prototypes.safetensors", "history.jso
 _MAPS, _ENCODER = "maps.safetensors", "encoder.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A fitted model.
 
@@ -182,12 +182,12 @@ class Model:
         ----------
         x : array-like (n, input_dim), torch.Tensor, pandas.DataFrame or pyarrow.Table
         top : int
-            How many of the best clusters of each row are told.
+            Clusters returned for each row, best first.
 
         Raises
         ------
         ConfigError
-            If the model has not so many clusters.
+            If `top` is not a number from 1 to the number of clusters.
         InputError
             If the rows are not of the model's dimension, or not finite.
         """
@@ -228,7 +228,7 @@ class Model:
             raise ConfigError(f"reading {reading!r}: must be q or p")
         if reading == "p" and self.weights is None and self.hard:
             raise ConfigError(f"{self.config.objective} has no posterior p; use a soft objective")
-        return replace(self, reading=reading)
+        return replace(self, reading=reading, labels=self.labels if reading == self.reading else None)
 
     def scores(self) -> Scores:
         """The linear form whose largest value is a row's cluster, and whose softmax its posterior.

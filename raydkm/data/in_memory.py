@@ -26,7 +26,7 @@ def rows_of(
     unit : bool
         Whether rows need a direction, so that a row of zeros is refused.
     column : str, optional
-        Feature column, or columns ``a,b,c``, of tables and data frames; a frame without it is a matrix.
+        Feature column, or columns ``a,b,c``, of tables and data frames; by default all columns, in their order.
     shape : tuple of int, optional
         Of a row, where it is not a vector.
 
@@ -38,7 +38,10 @@ def rows_of(
     if hasattr(data, "__dataframe__") and not isinstance(data, pa.Table | pa.RecordBatch):
         data = pa.Table.from_pandas(data, preserve_index=False) if column is not None else np.asarray(data)
     if isinstance(data, pa.Table | pa.RecordBatch):
-        columns = Columns.named(column, None, data.schema.names, shape=shape)
+        names = data.schema.names
+        columns = (
+            Columns(tuple(names), shape=shape) if column is None else Columns.named(column, None, names, shape=shape)
+        )
         columns.check(data.schema, "the table")
         rows = as_tensor(columns.extract(data, "the table", 0, unit=unit).rows)
     else:

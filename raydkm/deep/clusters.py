@@ -27,6 +27,7 @@ from raydkm.model import Model
 from raydkm.objectives import OBJECTIVES
 from raydkm.objectives.logistic import OF_LOGITS, LogisticObjective
 from raydkm.ops.frame import Frame
+from raydkm.ops.hard import HardAssignment
 from raydkm.ops.labeller import Labeller
 from raydkm.ops.scores import Scores
 from raydkm.ops.soft import SoftAssignment
@@ -193,8 +194,9 @@ class Clusterer:
         frame = Frame.identity(self.config.metric, head.in_features)
         theta, b = head.weight.detach().cpu(), head.bias.detach().cpu()
         best = torch.empty(encoded.held, dtype=torch.int64)
+        first = HardAssignment(Scores.linear(theta.double(), b.double(), OF_LOGITS, frame))
         for batch in encoded.batches():
-            best[batch.first : batch.first + len(batch)] = torch.addmm(b, frame(batch.rows).cpu(), theta.T).argmax(1)
+            best[batch.first : batch.first + len(batch)] = first(frame.tile(batch.rows.cpu()))
         alone = config.model_copy(update={"balance": 0.0, "min_share": 0.0, "max_share": 1.0, "marginal": None})
         means = means_of(encoded, best, config, self.comm)
         fitted = self.settled(encoded, alone, means, None, report)

@@ -55,6 +55,9 @@ HOT = 0.9
 #: The same of spherical prototypes, which never coincide, as a multiple of the temperature.
 SPHERICAL_HOT = 4.0
 
+#: Sum of the weights, as a multiple of the least, from which on two grids do not hold it.
+TOO_LIGHT = 2.0**100
+
 #: The part of a column's variance in the sample that a single row may have.
 SINGLE_ROW = 0.25
 
@@ -144,6 +147,13 @@ def fit_rows(
             critical = 0.0 if _alike(extent, frame) else critical
         else:
             facts = measure(passes, extent, frame, covariance=False, fine=extent.needs_fine(frame, look.sample_rows))
+        if warns and extent.rows * extent.max_weight > TOO_LIGHT * extent.min_weight:
+            logger.warning(
+                "weights from %.3g to %.3g: the lightest rows are lost beside the sum of all; leave them out, or weigh "
+                "rows more alike",
+                extent.min_weight,
+                extent.max_weight,
+            )
         temperature = temperature_of(config, critical)
         leading = directions_of(look, frame, config, device)
         clock.lap("survey")
@@ -392,10 +402,10 @@ def _assignment(
             labels[first : first + len(tile)] = tile.cpu()
 
     scores, precision, directions = goal.scores(state), goal.setting.precision, goal.setting.directions
-    about, fields = scores.costs, cluster_fields(len(scores), facts.bounds)
+    about = scores.costs
     if isinstance(goal, LogisticObjective):
         local = hard_statistics(scores, frame, precision=precision, directions=directions)
-        means = _means(passes.sum(fields, local))
+        means = _means(passes.sum(cluster_fields(len(scores), facts.bounds), local))
         about = Costs(means, torch.zeros(len(means), dtype=torch.float64), frame.shift, unit=frame.unit)
     bounds = replace(facts.bounds, addends=stored.source.total)
     farthest = float(torch.linalg.vector_norm(about.prototypes, dim=1).max())

@@ -212,4 +212,3 @@ def thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 def _prepare_thread() -> None:
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # tiny posteriors would slow the products down by half

@@ -41,7 +41,7 @@ def label_by_tiles(  # type: ignore[no-untyped-def]
     factor, left_of, norm_of = seen
     offset, which, lowest, unit, error = of_columns
     theta, bias, rounding = of_scores
-    row, all_values = np.empty(x.shape[1]), np.empty(len(bias))
+    row, scratch = np.empty(x.shape[1]), np.empty((2, len(bias)))
     at_once = FEW if columns.size <= FIT else MANY
     codes = aligned(at_once * columns.shape[2] * BYTES).reshape((1, at_once, columns.shape[2] * BYTES))
     codes[:] = 0
@@ -80,7 +80,7 @@ def label_by_tiles(  # type: ignore[no-untyped-def]
             address = scores.ctypes.data + at * apart
             computed += look(address, along, b, own, offset, which, lowest, unit, z, theta, bias, known, some, value)
         part = rows[first : first + count]
-        computed += end(own, costs, stored, part, row, all_values, known, some, value)
+        computed += end(own, costs, stored, part, row, scratch, known, some, value)
         for i in range(count):
             labels[rows[first + i]] = own[i]
             if first + at_once + i < len(rows):

@@ -155,17 +155,17 @@ def look(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def end(labels, costs, x, rows, row, all_values, known, some, value):  # type: ignore[no-untyped-def]
+def end(labels, costs, x, rows, row, scratch, known, some, value):  # type: ignore[no-untyped-def]
     """Write the labels of rows; return how many costs this took.
 
-    Costs are of x[rows[i]], as they are stored; row (d,) and all_values (K,) of float64 are written to.
+    Costs are of x[rows[i]], as they are stored; row (d,) and scratch (2, K) of float64 are written to.
     """
     theta, offset, shift, unit, linear = costs
-    computed, nobody = 0, np.empty(0, np.int64)
+    computed, everyone, own, rest = 0, np.empty(0, np.int64), scratch[0], scratch[1]
     for i in range(len(labels)):
         if known[i].count > MOST:
             read_row(x, rows[i], shift, unit, linear, row)
-            labels[i] = first_of_least(row, nobody, len(offset), theta, offset, shift, linear, all_values)
+            labels[i] = first_of_least(row, everyone, len(offset), theta, offset, shift, linear, own, rest)
             computed += len(offset)
             continue
         nearest, least = 0, known[i].best - known[i].near
@@ -177,7 +177,7 @@ def end(labels, costs, x, rows, row, all_values, known, some, value):  # type: i
             labels[i] = some[i, 0]
         else:
             read_row(x, rows[i], shift, unit, linear, row)
-            labels[i] = first_of_least(row, some[i], nearest, theta, offset, shift, linear, all_values)
+            labels[i] = first_of_least(row, some[i], nearest, theta, offset, shift, linear, own, rest)
     return computed
 
 
@@ -211,7 +211,7 @@ def decide(approximate, of_columns, of_scores, costs, left, norm, z, x, rows, la
     blocks, along, apart = len(offset) // BLOCK, len(offset) * offset.itemsize, BLOCK * offset.itemsize
     highest, computed = np.empty((ROWS, blocks), offset.dtype), len(labels)
     known, some, value = np.empty(ROWS, KNOWN), np.empty((ROWS, MOST), np.int64), np.empty((ROWS, MOST), np.float32)
-    row, all_values = np.empty(x.shape[1]), np.empty(len(bias))
+    row, scratch = np.empty(x.shape[1]), np.empty((2, len(bias)))
     for first in range(0, len(labels), ROWS):
         part = slice(first, first + ROWS)
         own, tile, length = labels[part], z[part], norm[part]
@@ -225,5 +225,5 @@ def decide(approximate, of_columns, of_scores, costs, left, norm, z, x, rows, la
         for b in range(blocks):
             at = address + b * apart
             computed += look(at, along, b, own, offset, which, lowest, unit, tile, theta, bias, known, some, value)
-        computed += end(own, costs, x, rows[part], row, all_values, known, some, value)
+        computed += end(own, costs, x, rows[part], row, scratch, known, some, value)
     return computed

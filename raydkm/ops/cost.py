@@ -5,8 +5,8 @@
 
 with u_i the row as it is stored, or scaled to unit length (metric cosine). A row's label is the first of the prototypes
 of the least cost, its posterior is softmax_k(-cost_ik / T). Differences are taken before they are squared, so that
-nothing cancels. Sums are added in a fixed order and without fused operations: every caller, thread and processor
-computes the same bits.
+nothing cancels. Sums are added in a fixed order and without fused operations: every caller and thread, on every
+processor, computes the same bits (a GPU those of its own, but for labels).
 """
 
 from __future__ import annotations
@@ -78,18 +78,30 @@ class Costs:
         -------
         Tensor (n, m) or (n, K) of float64
         """
+        return self.in_two(rows, which)[0]
+
+    def in_two(self, rows: Tensor, which: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Costs, and what their rounding leaves of them where offsets are far larger than distances."""
         if rows.device.type != "cpu":
-            return self._by_tensors(rows, which)
+            costs = self._by_tensors(rows, which)
+            return costs, torch.zeros_like(costs)
         shape = (len(rows), len(self.prototypes)) if which is None else which.shape
-        some, costs = np.empty((len(rows), 0), np.int64), torch.empty(shape, dtype=torch.float64)
+        some, (costs, rest) = np.empty((len(rows), 0), np.int64), torch.empty(2, *shape, dtype=torch.float64)
         some = some if which is None else which.contiguous().numpy()
-        all_costs(rows.contiguous().numpy(), *self.arrays, some, costs.numpy())
-        return costs
+        all_costs(rows.contiguous().numpy(), *self.arrays, some, costs.numpy(), rest.numpy())
+        return costs, rest
+
+    def order(self, rows: Tensor, which: Tensor | None = None) -> Tensor:
+        """Positions (n, m) of prototypes as of `__call__`, of the least cost first; equal ones as they come."""
+        costs, rest = self.in_two(rows.cpu(), which)
+        by_rest = rest.argsort(dim=1, stable=True)
+        return by_rest.gather(1, costs.gather(1, by_rest).argsort(dim=1, stable=True)).to(rows.device)
 
     def labels(self, rows: Tensor) -> Tensor:
-        """The first prototype (n,) int64 of the least cost of each row."""
-        at_once = max(1, DIFFERENCES // self.prototypes.numel())
-        return torch.cat([self(part).argmin(1) for part in rows.split(at_once)])
+        """The first prototype (n,) int64 of the least cost of each row; on the CPU, for the same bits everywhere."""
+        labels = torch.empty(len(rows), dtype=torch.int64)
+        first_costs(rows.cpu().contiguous().numpy(), *self.arrays, labels.numpy())
+        return labels.to(rows.device)
 
     def squared_distances(self, rows: Tensor, labels: Tensor) -> Tensor:
         """||u_i - c_k||^2 (n,) float64 of rows (n, d) and the prototype (n,) of each, of the distance family."""
@@ -192,43 +204,47 @@ def read_row(x, i, shift, unit, linear, row):  # type: ignore[no-untyped-def]
 
 
 @compiled_strictly
-def write_costs(row, some, count, theta, offset, shift, linear, into):  # type: ignore[no-untyped-def]
+def write_costs(row, some, count, theta, offset, shift, linear, into, rest):  # type: ignore[no-untyped-def]
     """Write the costs (m,) of a row, as `read_row` has written it, and the first `count` prototypes in some (m,).
 
-    With `some` empty they are the prototypes from 0 on.
+    With `some` empty they are the prototypes from 0 on. What rounding leaves of the sum of a distance and an offset is
+    written to rest (m,): offsets may be far larger than distances (Knuth's sum of two numbers).
     """
     dim, at, origin = len(row), row.ctypes.data, shift.ctypes.data
     for t in range(count):
         k = some[t] if len(some) else t
-        of = theta.ctypes.data + k * dim * 8
+        of, less = theta.ctypes.data + k * dim * 8, -offset[k]
         if linear:
-            into[t] = -2.0 * (_product(at, of, dim) + offset[k])
+            into[t], rest[t] = -2.0 * (_product(at, of, dim) + offset[k]), 0.0
         else:
-            into[t] = _square_of_difference(at, of, origin, dim) - offset[k]
+            square = _square_of_difference(at, of, origin, dim)
+            total = square + less
+            part = total - square
+            into[t], rest[t] = total, (square - (total - part)) + (less - part)
 
 
 @compiled_strictly
-def first_of_least(row, some, count, theta, offset, shift, linear, value):  # type: ignore[no-untyped-def]
+def first_of_least(row, some, count, theta, offset, shift, linear, value, rest):  # type: ignore[no-untyped-def]
     """The lowest of the first `count` prototypes in some (m,) whose cost is the least; if none is finite, the last.
 
-    With `some` empty they are the prototypes from 0 on. Costs are written to value (m,).
+    With `some` empty they are the prototypes from 0 on. Costs are written to value and rest (m,).
     """
-    write_costs(row, some, count, theta, offset, shift, linear, value)
-    least, first = np.inf, len(offset)
+    write_costs(row, some, count, theta, offset, shift, linear, value, rest)
+    least, left, first = np.inf, np.inf, len(offset)
     for t in range(count):
         k = some[t] if len(some) else t
-        if value[t] < least or (value[t] == least and k < first):
-            least, first = value[t], k
+        if value[t] < least or (value[t] == least and (rest[t] < left or (rest[t] == left and k < first))):
+            least, left, first = value[t], rest[t], k
     return min(first, len(offset) - 1)
 
 
 @compiled_strictly
-def all_costs(x, theta, offset, shift, unit, linear, which, into):  # type: ignore[no-untyped-def]
+def all_costs(x, theta, offset, shift, unit, linear, which, into, rest):  # type: ignore[no-untyped-def]
     """Write the costs (n, m) of rows x (n, d) and prototypes which (n, m); with (n, 0) of all (n, K)."""
     row = np.empty(x.shape[1])
     for i in range(x.shape[0]):
         read_row(x, i, shift, unit, linear, row)
-        write_costs(row, which[i], into.shape[1], theta, offset, shift, linear, into[i])
+        write_costs(row, which[i], into.shape[1], theta, offset, shift, linear, into[i], rest[i])
 
 
 @compiled_strictly
@@ -239,3 +255,13 @@ def distances(x, theta, shift, unit, labels, into):  # type: ignore[no-untyped-d
         read_row(x, i, shift, unit, False, row)
         of = theta.ctypes.data + labels[i] * dim * 8
         into[i] = _square_of_difference(row.ctypes.data, of, shift.ctypes.data, dim)
+
+
+@compiled_strictly
+def first_costs(x, theta, offset, shift, unit, linear, labels):  # type: ignore[no-untyped-def]
+    """Write the first prototype (n,) of the least cost of each row of x (n, d)."""
+    row, everyone = np.empty(x.shape[1]), np.empty(0, np.int64)
+    value, rest = np.empty(len(offset)), np.empty(len(offset))
+    for i in range(x.shape[0]):
+        read_row(x, i, shift, unit, linear, row)
+        labels[i] = first_of_least(row, everyone, len(offset), theta, offset, shift, linear, value, rest)

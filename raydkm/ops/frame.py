@@ -80,6 +80,12 @@ class RowTile:
         for x in self.x.split(rows):
             yield replace(self, x=x, into=None if self.into is None else self.into[: len(x)])
 
+    def without(self, which: Tensor) -> RowTile:
+        """The same with those rows that a mask (n,) names at the frame's origin."""
+        x = self.x.clone()
+        x[which] = self.frame.shift.to(x)
+        return RowTile(x, self.frame, self.into)
+
     def some(self, index: Tensor) -> RowTile:
         """Those of the rows whose positions (m,) are given."""
         return RowTile(self.x[index], self.frame)
@@ -132,7 +138,7 @@ class Frame:
             out = torch.empty(x.shape) if out is None else out
             x = x if x.dtype == torch.float32 else out.copy_(x)
             return _normalised(x, self.shift, out) if self.unit else torch.sub(x, self.single, out=out)
-        normal = self.normalise(x)
+        normal = self.normalise(x.double() if self.unit and x.device.type != "cpu" else x)
         if normal.dtype == torch.float32 and self.is_single:
             z = torch.sub(normal, self.single.to(x.device))
         else:

@@ -82,8 +82,11 @@ def fused_soft_statistics(
             where = slice(start, start + soft.at_once)
             rows, own = frame.tile(batch.rows[where]), weight[where]
             if assign is not None:
-                parts = zip(rows.split(BATCH_ROWS), own.split(BATCH_ROWS), strict=True)
-                own = torch.cat([_without_doubtful(assign, *part, into) for part in parts])
+                doubtful = assign.doubtful(rows.z)
+                parts = (x.split(BATCH_ROWS) for x in (torch.arange(len(own), device=own.device), doubtful))
+                for index, part in zip(*parts, strict=True):
+                    _add_exactly(assign, rows.some(index[part]), own[index[part]], into)
+                rows, own = rows.without(doubtful), own.masked_fill(doubtful, 0.0)
             for sums in zip(*soft(rows.z, own), strict=True):
                 _add(into, *sums)
         into.add("rows", len(batch))
@@ -91,12 +94,11 @@ def fused_soft_statistics(
     return local
 
 
-def _without_doubtful(assign: SoftAssignment, rows: RowTile, weight: Tensor, into: Statistics) -> Tensor:
-    """The weights of a canonical batch's rows, zero of doubtful ones, which are added."""
+def _add_exactly(assign: SoftAssignment, rows: RowTile, weight: Tensor, into: Statistics) -> None:
+    """Add doubtful rows of a canonical batch."""
     exact = ExactSums(assign.costs, assign.temperature, weight.device)
-    [(_, weight)] = exact.without_doubtful(assign, [(rows, weight)])
+    exact.add(rows, weight)
     _add(into, exact.counts, exact.sums, exact.entropy)
-    return weight
 
 
 def _add(into: Statistics, counts: Tensor, sums: Tensor, entropy: Tensor | float) -> None:

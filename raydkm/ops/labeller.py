@@ -119,7 +119,8 @@ class Labeller:
         """(n, K) of float32; the largest of a row is that of its cluster, but for rounding."""
         if self._soft is None:
             return torch.nn.functional.one_hot(self.labels(x), len(self._scores)).float()
-        return torch.cat([self._soft(rows).dense() for rows in self._tiles(x, SOFT_TILE, scored=True)])
+        tiles = self._tiles(x, SOFT_TILE, scored=True)
+        return torch.cat([self._soft.of_scores(rows, self._assign.scored(rows)[1]).dense() for rows in tiles])
 
     def all_distances(self, x: Tensor) -> Tensor:
         """Distances (n, K) of float64."""
@@ -171,16 +172,14 @@ class Labeller:
             error = 2 * (of_norm * norm + absolute) + own * norm.square()
             open_ = (~(highest[:, top - 1].double() - highest[:, -1] > error)).nonzero()[:, 0]
             for some in open_.split(max(1, SOFT_TILE // len(self._scores))):
-                best[some] = self._scores.costs(rows.x[some]).sort(dim=1, stable=True).indices[:, :top]
+                best[some] = self._scores.costs.order(rows.x[some])[:, :top]
         return best
 
     def _ranked(self, rows: RowTile, which: Tensor) -> Tensor:
-        """Proposed prototypes (n, m), the least cost first and of equal ones the lowest; all those missing are -1."""
+        """Proposed prototypes (n, m), the least cost first and of equal ones the lowest; -1 where one is missing."""
         which = which.sort(1).values
-        costs = self._scores.costs(rows.x, which.clamp(min=0)).masked_fill_(which < 0, torch.inf)
-        best = which.gather(1, costs.argsort(dim=1, stable=True))
+        best = which.gather(1, self._scores.costs.order(rows.x, which.clamp(min=0)))
         short = (which < 0).any(1).nonzero()[:, 0]  # an index has looked at too few
         if len(short):
-            everyone = self._scores.costs(rows.x[short]).sort(dim=1, stable=True).indices
-            best[short] = everyone[:, : which.shape[1]]
+            best[short] = self._scores.costs.order(rows.x[short])[:, : which.shape[1]]
         return best

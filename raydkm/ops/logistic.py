@@ -18,6 +18,7 @@ from raydkm.ops.exact import Field, Statistics
 from raydkm.ops.frame import Frame
 from raydkm.ops.kernels import LEAST_LOGIT, LEAST_SCORE, contrast, shift_rows, tilt
 from raydkm.ops.scores import Scores
+from raydkm.ops.soft import flushed_denormals
 from raydkm.ops.statistics import ROWS, Bounds, Local
 from raydkm.ops.workspace import Workspace
 
@@ -49,10 +50,11 @@ def logistic_statistics(scores: Scores, alpha: float, log_s: Tensor, frame: Fram
         counts, posterior_counts = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.bias.device)
         gradient = torch.zeros_like(scores.prototypes)
         entropy, cross = 0.0, 0.0
-        for where, z in batch.tiles(frame, len(scores), SOFT_TILE, buffer):
-            difference, *terms = assign(z, weight[where], counts, posterior_counts)
-            gradient.addmm_(difference.T, z)
-            entropy, cross = entropy + terms[0], cross + terms[1]
+        with flushed_denormals():
+            for where, z in batch.tiles(frame, len(scores), SOFT_TILE, buffer):
+                difference, *terms = assign(z, weight[where], counts, posterior_counts)
+                gradient.addmm_(difference.T, z)
+                entropy, cross = entropy + terms[0], cross + terms[1]
         into.add("counts", counts)
         into.add("posterior_counts", posterior_counts)
         into.add("gradient", gradient)

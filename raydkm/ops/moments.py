@@ -17,8 +17,8 @@ from raydkm.ops.workspace import Workspace
 #: Numbers of a tile on the CPU: of its copies in float64, that each thread makes.
 TILE = 2**18
 
-#: Rows of the sample whose gaps are looked at.
-GAP_ROWS = 1024
+#: Rows of the sample whose gaps are looked at, or so many as have these values, if they are more.
+GAP_ROWS, GAP_VALUES = 1024, 2**17
 
 #: Ratio of weights up to which one grid serves all.
 WEIGHTS_ALIKE = 2.0**10
@@ -81,14 +81,13 @@ class Extent:
     def needs_fine(self, frame: Frame, sample: Tensor) -> bool:
         """Whether one grid is too coarse for sums of the rows, of which `sample` (m, d) are some.
 
-        Its step, by the least weight, is compared with the gaps between neighbouring values of a column.
+        Its step, by the least weight, is compared with the least gap between different values of a column.
         """
-        gaps = sample[:GAP_ROWS].double().sort(0).values.diff(dim=0)
-        gaps = gaps.masked_fill_(gaps == 0, torch.inf).sort(0).values
+        rows = max(GAP_ROWS, GAP_VALUES // sample.shape[1])
+        gaps = sample[:rows].double().sort(0).values.diff(dim=0)
         if not len(gaps):
             return False
-        tenth = (gaps.isfinite().sum(0, keepdim=True) // 10).clamp_(max=len(gaps) - 1)
-        small = gaps.gather(0, tenth)[0]
+        small = gaps.masked_fill_(gaps == 0, torch.inf).amin(0)
         coarse = self.rows * self.max_weight / self.min_weight * self.bound(frame) * 2.0**-61
         return bool((coarse > 2.0**-10 * small).any()) or self.max_weight > WEIGHTS_ALIKE * self.min_weight
 

@@ -65,9 +65,9 @@ def _segment_sums(  # type: ignore[no-untyped-def]
     if weighted:
         value *= tl.load(weight + row, mask=here, other=0.0)[:, None]
     value = value * tl.load(scale + column, mask=within, other=0.0)[None, :]
-    # 1.5 * 2^52 leaves the nearest integer in the low bits of the sum; from 2^51 on, numbers are whole but for halves
+    # 1.5 * 2^52 leaves the nearest integer in the low bits of the sum; from 2^51 on, numbers are multiples of a half
     near = (value + 6755399441055744.0).to(tl.int64, bitcast=True) - 0x4338000000000000
-    units = tl.where(tl.abs(value) < 2251799813685248.0, near, value.to(tl.int64))
+    units = tl.where(tl.abs(value) < 2251799813685248.0, near, tl.floor(value + 0.5).to(tl.int64))
     k = tl.load(labels + first)
     last = tl.load(labels + tl.minimum(first + block_n, rows) - 1)
     while k <= last:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,12 @@ from raydkm.ops.workspace import Workspace
 
 #: Logits of float32 that are typically off by more than this are computed anew: posteriors are then off by 1e-3.
 DOUBTFUL = 2.0**-11
+
+#: Dimensions up to which a product is rounded about as a single term is.
+FEW_TERMS = 32
+
+#: Logits that are far below the largest float32.
+OVERFLOWING = 1e30
 
 #: Costs in float64 that are held at once.
 AT_ONCE = 2**20
@@ -60,7 +67,8 @@ class SoftAssignment:
         self.costs, self._tile = scores.costs, scores.tile
         self._native = scores.bias.dtype == torch.float32 and scores.bias.device.type == "cpu"
         self.temperature = scores.temperature
-        self._rounded = 2.0**-24 * 2 / scores.temperature if scores.bias.dtype == torch.float32 else 0.0
+        more = max(1.0, scores.prototypes.shape[1] / FEW_TERMS) ** 0.5  # sums of many terms are rounded many times
+        self._rounded = 2.0**-24 * more * 2 / scores.temperature if scores.bias.dtype == torch.float32 else 0.0
         self._longest, self._shortest = float(scores.lengths.max()), float(scores.lengths.min())
         self._plain = not self.costs.linear and not bool(self.costs.offset.any())  # costs are squared distances
         self._bias = float(scores.bias.abs().max()) + (0.0 if self.costs.linear else self._longest**2 / 2)
@@ -88,12 +96,15 @@ class SoftAssignment:
 
     def may_doubt(self, bound: Tensor) -> bool:
         """Whether a row with |z_j| <= bound (d,) may be `doubtful`."""
-        largest = torch.linalg.vector_norm(bound)[None]
-        return bool(self._error(largest) > DOUBTFUL)
+        return bool(self._is_doubtful(torch.linalg.vector_norm(bound)[None]))
 
     def doubtful(self, z: Tensor) -> Tensor:
-        """Whether (n,) the posterior of a row z (n, d) by float32 scores may be far off."""
-        return self._error(torch.linalg.vector_norm(z, dim=1).double()) > DOUBTFUL
+        """Whether (n,) the posterior of a row z (n, d) by float32 scores may be far off, or overflows."""
+        return self._is_doubtful(torch.linalg.vector_norm(z, dim=1).double())
+
+    def _is_doubtful(self, norm: Tensor) -> Tensor:
+        logits = 2 / self.temperature * self._longest * norm.clamp(min=1)
+        return (self._error(norm) > DOUBTFUL) | (logits > OVERFLOWING)
 
     def _error(self, norm: Tensor) -> Tensor:
         """How far the logits of rows of these norms (n,) may typically be, of prototypes that a row may belong to.
@@ -161,12 +172,24 @@ class SoftByProducts:
 
 def exact_posteriors(costs: Costs, temperature: float, x: Tensor) -> tuple[Tensor, Tensor]:
     """q (n, K) and its entropies (n,) in nats, in float64, of rows (n, d) as they are stored."""
-    logits = costs(x)
-    logits.sub_(logits.amin(1, keepdim=True)).div_(-temperature)
+    logits, rest = costs.in_two(x)
+    logits.sub_(logits.amin(1, keepdim=True)).add_(rest.sub_(rest.amin(1, keepdim=True))).div_(-temperature)
+    logits.sub_(logits.amax(1, keepdim=True))
     q = logits.exp()
     total = q.sum(1)
     entropy = total.log() - logits.mul_(q).nan_to_num_(nan=0.0).sum(1) / total  # 0 times -inf
     return q.div_(total[:, None]), entropy
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Tiny posteriors count as zero: in products of them a processor is twice as slow."""
+    before = not bool(torch.full((1,), 5e-324, dtype=torch.float64).mul_(1.0).any())
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 class ExactSums:
@@ -196,10 +219,10 @@ class ExactSums:
     def without_doubtful(
         self, assign: SoftAssignment, tiles: Iterable[tuple[RowTile, Tensor]]
     ) -> Iterator[tuple[RowTile, Tensor]]:
-        """Yield tiles and their rows' weights, zero of doubtful rows, which are added here."""
+        """Yield tiles and their rows' weights; doubtful rows are added here, and are rows at the origin of weight 0."""
         for rows, weight in tiles:
             doubtful = assign.doubtful(rows.z)
             if bool(doubtful.any()):
                 self.add(rows.some(doubtful), weight[doubtful])
-                weight = weight.masked_fill(doubtful, 0.0)
-            yield rows, weight
+            if not bool(doubtful.all()):
+                yield (rows.without(doubtful), weight.masked_fill(doubtful, 0.0)) if doubtful.any() else (rows, weight)

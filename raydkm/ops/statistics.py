@@ -24,7 +24,14 @@ from raydkm.ops.hard import HardAssignment
 from raydkm.ops.last import LastPass
 from raydkm.ops.leading import Directions
 from raydkm.ops.scores import Scores
-from raydkm.ops.soft import AT_ONCE, ExactSums, SoftAssignment, SoftByProducts, exact_posteriors
+from raydkm.ops.soft import (
+    AT_ONCE,
+    ExactSums,
+    SoftAssignment,
+    SoftByProducts,
+    exact_posteriors,
+    flushed_denormals,
+)
 from raydkm.ops.workspace import Workspace
 
 Local = Callable[[Batch, Statistics], None]
@@ -198,7 +205,8 @@ def soft_statistics(scores: Scores, frame: Frame, *, bound: Tensor, precision: s
         if doubts:
             exact = ExactSums(assign.costs, assign.temperature, weight.device)
             tiles = exact.without_doubtful(assign, tiles)
-        counts, sums, entropy = summed(tiles)
+        with flushed_denormals():
+            counts, sums, entropy = summed(tiles)
         into.add("counts", counts)
         into.add("sums", sums)
         into.add("entropy", entropy)

@@ -60,7 +60,9 @@ def test_rows_come_as_people_have_them() -> None:
         np.testing.assert_array_equal(model.assign(given).labels, expected)
     plain = raydkm.fit(x, clusters=4)
     np.testing.assert_array_equal(plain.predict(pd.DataFrame(x)), plain.labels)
-    with pytest.raises(InputError, match="name the feature column"):
+    table = pa.table({name: x[:, number] for number, name in enumerate("xyz")})
+    np.testing.assert_array_equal(plain.predict(table), plain.labels)
+    with pytest.raises(InputError, match="vectors of 1 dimensions, the model has 3"):
         plain.predict(pa.table({"a": x[:, 0]}))
 
 
@@ -72,7 +74,7 @@ def test_bad_rows_are_refused_with_their_place() -> None:
         model.assign([[0.0, 0, 0], [0, np.nan, 0]])
     with pytest.raises(InputError, match="matrix"):
         model.transform(np.zeros(3))
-    for top in (0, 5):
+    for top in (0, 5, 1.5):
         with pytest.raises(ConfigError, match="the model has 4 clusters"):
             model.assign(np.zeros((5, 3)), top=top)
 
@@ -122,6 +124,23 @@ def test_an_estimator_may_be_made_of_a_model(blobs, tmp_path) -> None:
     assert batches.n_steps_ == 1
     given = DKMeans.from_model(DKMeans(2, init=x[:2]).fit(x).model_)
     assert given.init.shape == (2, 4)
+
+
+def test_labels_go_with_the_reading_they_were_found_by(blobs) -> None:
+    x, _ = blobs(rows=300, clusters=4, apart=1.0)
+    model = raydkm.fit(x, clusters=4, temperature="0.5Tc")
+    assert model.read_as(None).labels is not None
+    assert model.read_as("p").labels is None
+    assert model != raydkm.fit(x, clusters=4)
+
+
+def test_posteriors_are_the_same_numbers_wherever_they_are_asked_for(blobs) -> None:
+    x, _ = blobs(rows=500, clusters=6, apart=1.0)
+    for objective in ("soft-kmeans", "mi"):
+        model = raydkm.fit(x, clusters=6, objective=objective, metric="cosine")
+        found = model.assign(x, top=6)
+        expected = np.take_along_axis(model.predict_proba(x), found.clusters.astype(int), 1)
+        np.testing.assert_allclose(found.posteriors, expected, atol=1e-7)
 
 
 def test_a_model_shows_itself_in_one_line(blobs) -> None:

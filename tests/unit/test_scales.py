@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 import raydkm
 from raydkm import DKMeans
 from raydkm.model import Model
+from raydkm.ops.frame import Frame
+from raydkm.ops.labeller import Labeller
+from raydkm.ops.scores import Scores
 
 
 def squares(x: NDArray, centres: NDArray) -> NDArray[np.float64]:
@@ -164,6 +168,53 @@ def test_batches_may_lie_far_from_the_first() -> None:
             model.partial_fit(far)
         assert model.predict(far).tolist() == [1, 2, 3]
         np.testing.assert_array_equal(model.cluster_centers_[1:], far)
+
+
+def test_rare_tight_groups_beside_wide_ones_keep_their_means() -> None:
+    rng = np.random.default_rng(0)
+    wide = rng.uniform(5e11, 1e12, 19_200) * rng.choice([-1, 1], 19_200)
+    tight = np.repeat([0.0, 0.02], 400) + rng.normal(0, 5e-4, 800)
+    model = kmeans(4, init=[[-7e11], [7e11], [0.0], [0.02]]).fit(np.r_[wide, tight][:, None])
+    expected = [tight[:400].mean(), tight[400:].mean()]
+    np.testing.assert_allclose(model.cluster_centers_[2:, 0], expected, rtol=0, atol=1e-7)
+
+
+def test_logits_beyond_float32_leave_no_trace_in_the_sums() -> None:
+    x = np.r_[np.arange(10.0) * 1e-9, 1e15][:, None]
+    for temperature in (1e-8, 1e-9, 1e-20):
+        model = kmeans(3, objective="soft-kmeans", temperature=temperature, init=x[[0, 5, 10]], max_steps=2).fit(x)
+        centres = model.cluster_centers_.ravel()
+        assert 0 <= centres[:2].min() <= centres[:2].max() <= 1e-8
+        assert centres[2] == 1e15
+
+
+def test_large_scalings_hide_no_distances() -> None:
+    x = np.r_[np.arange(60.0) * 10, -1e12][:, None]
+    model = kmeans(4, balance=0.3).fit(x)
+    assert (np.bincount(model.labels_, minlength=4) > 0).all()
+    np.testing.assert_array_equal(model.predict(x), model.labels_)
+
+
+def test_denormal_rows_are_told_apart_in_fit_and_predict_alike() -> None:
+    x = np.array([[0], [1e-40], [3e-40], [4e-40], [2e-15]], dtype=np.float32)
+    model = kmeans(3, init=x[[0, 3, 4]], empty="keep", max_steps=1).fit(x)
+    np.testing.assert_array_equal(model.predict(x), model.labels_)
+
+
+@pytest.mark.parametrize("dim", [2, 32, 128, 1024])
+def test_posteriors_of_many_dimensions_are_within_a_thousandth(dim: int) -> None:
+    """A large coordinate before many small ones, at temperatures about where float32 begins to fail."""
+    rng = np.random.default_rng(0)
+    centres = (np.eye(1, dim) + rng.standard_normal((2, dim)) * 0.02 / dim**0.5).astype(np.float32)
+    x = (centres.mean(0) + 1e-3 * rng.standard_normal((300, dim)) / dim**0.5).astype(np.float32)
+    frame = Frame.identity("euclidean", dim)
+    prototypes, zero = torch.from_numpy(centres).double(), torch.zeros(2, dtype=torch.float64)
+    for temperature in np.geomspace(1e-5, 1e-2, 13):
+        logits = -squares(x, centres.astype(np.float64)) / temperature
+        expected = np.exp(logits - logits.max(1, keepdims=True))
+        expected /= expected.sum(1, keepdims=True)
+        labeller = Labeller(Scores.of(prototypes, zero, float(temperature), frame), prototypes, frame, hard=False)
+        assert np.abs(labeller.posteriors(torch.from_numpy(x)).numpy() - expected).max() < 1e-3
 
 
 Places = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -75,3 +75,17 @@ def test_scores_and_costs_differ_by_a_number_of_the_row(seed: int, temperature: 
     scores, x = Scores.of(prototypes, log_s, temperature, frame), torch.from_numpy(rng.standard_normal((9, 6)))
     apart = scores.costs(x) + 2 * scores(frame(x))
     torch.testing.assert_close(apart, frame(x).square().sum(1)[:, None].expand(9, 7), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**31), common=st.sampled_from([0.0, 1.0, 1e20, -1e30]))
+def test_an_offset_that_all_have_changes_no_label_and_no_order(seed: int, common: float) -> None:
+    rng = np.random.default_rng(seed)
+    costs = costs_of(rng, 3, 6)
+    shifted = Costs(costs.prototypes, torch.full((6,), common).double(), costs.shift)
+    plain = Costs(costs.prototypes, torch.zeros(6).double(), costs.shift)
+    x = torch.from_numpy(rng.standard_normal((20, 3)))
+    assert torch.equal(shifted.labels(x), plain.labels(x))
+    assert torch.equal(shifted.order(x), plain.order(x))
+    assert torch.equal(plain.labels(x), plain(x).argmin(1))
+    assert torch.equal(plain.order(x)[:, 0], plain.labels(x))
