@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -82,10 +83,11 @@ def test_another_service_is_not_started_on_the_cluster_of_this_one(service: Runn
 
     told = service.models / ".serving.json"
     before = told.read_bytes() if told.exists() else None
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = ServeAddress(port=free.getsockname()[1])
     with pytest.raises(ConfigError, match="Serve runs on this Ray cluster already"):
-        ray_serve.start(
-            str(service.models / "second"), ServeConfig(models=str(service.models)), ServeAddress(port=service.port + 1)
-        )
+        ray_serve.start(str(service.models / "second"), ServeConfig(models=str(service.models)), address)
     assert (told.read_bytes() if told.exists() else None) == before
     assert service.client().assign(ROWS).clusters.shape == (64, 1)
 
