@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from raydkm.atomic import check_free, new_directory
 from raydkm.data.columns import Columns
-from raydkm.data.files import relative_names
+from raydkm.data.files import output_name, relative_names
 from raydkm.data.parquet import ParquetTable, scan_file
 from raydkm.data.storage import check_apart
 from raydkm.engine.assign import check_kept, fields_of
@@ -62,6 +62,7 @@ def assign_at(
             for source, name in zip(table.files, relative_names(table.files), strict=True):
                 fields = [*(table.schema(source).field(kept) for kept in keep), *fields_of(top)]
                 metadata = {"raydkm.model": told["model"], "raydkm.objective": told["objective"]}
+                name = output_name(name, [field.name for field in fields])
                 target = staging / f"{name.removesuffix('.parquet')}-00000.parquet"
                 if target.exists():
                     raise InputError(

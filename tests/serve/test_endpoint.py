@@ -20,9 +20,9 @@ from tests.serve.conftest import ADMIN, DIM, TOKEN, Running
 
 @pytest.fixture
 def files(tmp_path: Path, write: Callable[..., Path]) -> Path:
-    """5,000 rows and 7, in two files; the service takes 2,000 a request."""
+    """5,000 rows and 7, in two files, one of another assignment; the service takes 2,000 a request."""
     rng = np.random.default_rng(3)
-    for name, rows in (("many", 5000), ("few", 7)):
+    for name, rows in (("many", 5000), ("cluster=9", 7)):
         place = tmp_path / "data" / name
         place.mkdir(parents=True)
         write(place / "x.parquet", id=np.arange(rows), x=rng.standard_normal((rows, DIM)).astype(np.float32))
@@ -49,7 +49,7 @@ def test_the_columns_are_those_of_a_batch_assignment(
     assert (told["rows"], told["files"]) == (5007, 2)
     model = raydkm.load(service.models / "first")
     raydkm.assign(model, files, column="x", keep=["id"], top=top, out=tmp_path / "local", engine="local", threads=1)
-    for name in ("many/x-00000.parquet", "few/x-00000.parquet"):
+    for name in ("many/x-00000.parquet", "cluster%3D9/x-00000.parquet"):
         found, expected = pq.read_table(out / name), pq.read_table(tmp_path / "local" / name)
         assert found.schema.equals(expected.schema)
         assert found.equals(expected)
