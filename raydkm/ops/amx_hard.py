@@ -56,15 +56,15 @@ def label_by_tiles(  # type: ignore[no-untyped-def]
         count = min(at_once, len(rows) - first)
         own, unknown = labels_of[:count], False
         for i in range(count):
-            at = rows[first + i]  # within the next loops it would be read for each number
-            own[i] = labels[at]
+            place = rows[first + i]  # within the next loops it would be read for each number
+            own[i] = labels[place]
             unknown |= own[i] < 0
             for j in range(x.shape[1]):
-                z[i, j] = x[at, j] - shift[j]
+                z[i, j] = x[place, j] - shift[j]
             if len(factor):
-                norm[i], left[i] = norm_of[at], left_of[at]
+                norm[i], left[i] = norm_of[place], left_of[place]
                 for j in range(factor.shape[1]):
-                    codes[0, i, j] = factor[at, j]
+                    codes[0, i, j] = factor[place, j]
         if not len(factor):
             quantise(z[:count], *steps, codes[0], norm, left)
         if unknown:
