@@ -222,7 +222,9 @@ class ExactSums:
         """Yield tiles and their rows' weights; doubtful rows are added here, and are rows at the origin of weight 0."""
         for rows, weight in tiles:
             doubtful = assign.doubtful(rows.z)
-            if bool(doubtful.any()):
-                self.add(rows.some(doubtful), weight[doubtful])
+            if not bool(doubtful.any()):
+                yield rows, weight
+                continue
+            self.add(rows.some(doubtful), weight[doubtful])
             if not bool(doubtful.all()):
-                yield (rows.without(doubtful), weight.masked_fill(doubtful, 0.0)) if doubtful.any() else (rows, weight)
+                yield rows.without(doubtful), weight.masked_fill(doubtful, 0.0)
